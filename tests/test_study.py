@@ -1,0 +1,233 @@
+"""The main job on twelve synthetic patients, from DICOM files to pages, by the commands that a user types."""
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pydicom
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+STUDY = ROOT/"nbs"/"study"
+RUNS = [f"runs/smoke/plain/{m}/base/seed17/fold{f}" for m in ("bhcnet", "cnn_lstm") for f in (0, 1)]
+pytestmark = pytest.mark.xdist_group("study")
+
+
+def call(*argv, root, **env):
+    """One command as a user types it, in a study root of its own."""
+    environment = os.environ | {"ICH_STUDY_ROOT": str(root), "PYTHONPATH": str(ROOT), "COLUMNS": "200"} | env
+    return subprocess.run([sys.executable, "-c", "import sys; from ich_study.cli import main; sys.exit(main())", *map(str, argv)],
+                          cwd=root, env=environment, capture_output=True, text=True)
+
+
+def papermill(*argv, root):
+    environment = os.environ | {"ICH_STUDY_ROOT": str(root), "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"}
+    return subprocess.run([sys.executable, "-m", "papermill", *map(str, argv)], cwd=root, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory):
+    """A study root in which `ich-study run smoke` has run."""
+    folder = tmp_path_factory.mktemp("root")
+    done = call("run", "smoke", root=folder)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert "4 runs finished now, 0 kept" in done.stdout
+    return folder
+
+
+def digest(path): return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def test_every_run_wrote_its_tables(root):
+    for run in RUNS:
+        assert {"executed.ipynb", "model.keras", "history.csv", "predictions.parquet", "volumes.parquet", "run.json"} <= {p.name for p in (root/run).iterdir()}
+        about = json.loads((root/run/"run.json").read_text())
+        assert about["seconds"]["total"] > 0 and about["fingerprint"]
+
+
+def test_each_image_is_tested_once(root):
+    table = pd.read_parquet(root/"runs/smoke/predictions.parquet")
+    tested = table[(table.split == "test") & table.image.notna() & (table.subtype == "any")]
+    for _, one in tested.groupby("model"): assert one.image.is_unique
+    index = pd.read_parquet(root/"cache/smoke/index.parquet")
+    assert set(tested.image) == set(index[index.used].image)
+
+
+def test_nothing_is_done_twice(root):
+    before = {p: p.stat().st_mtime_ns for p in (root/"runs").rglob("*.ipynb")}
+    start = time.monotonic()
+    again = call("run", "smoke", root=root)
+    assert again.returncode == 0 and "0 runs finished now, 4 kept" in again.stdout, again.stdout + again.stderr
+    assert before == {p: p.stat().st_mtime_ns for p in (root/"runs").rglob("*.ipynb")}
+    assert time.monotonic() - start < 60  # a hang, not a benchmark
+
+
+def test_rendering_twice_gives_the_same_bytes(root):
+    pages = sorted((root/"reports/smoke").glob("*.html"))
+    before = {p.name: digest(p) for p in pages}
+    for p in pages: p.unlink()
+    assert call("report", "smoke", root=root).returncode == 0
+    assert before == {p.name: digest(p) for p in sorted((root/"reports/smoke").glob("*.html"))}
+
+
+def test_pages_are_whole_and_light(root):
+    pages = {p.name: p.read_text() for p in (root/"reports/smoke").glob("*.html")}
+    assert {"index.html", "cohort.html", "preprocess.html", "compare.html"} <= set(pages) and len(pages) == 4 + len(RUNS)
+    for name, text in pages.items():
+        assert len(text.encode()) < 1_500_000, name
+        links = re.findall(r'(?:src|href)="([^"]+)"', text)
+        assert all(l.startswith(("data:", "#")) or l in pages for l in links), (name, [l for l in links if not l.startswith("data:")])
+        assert "Traceback" not in text and not re.search(r">\s*nan\s*<", text), name
+
+
+def test_no_identifier_reaches_a_page_or_a_table(root):
+    header = pydicom.dcmread(next((root/"data/smoke/dicom").rglob("*.dcm")), stop_before_pixels=True)
+    secrets = [str(header[k].value) for k in ("PatientName", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")]
+    for file in [*(root/"reports").rglob("*.html"), *(root/"runs").rglob("*.csv"), *(root/"runs").rglob("*.json"), *(root/"runs").rglob("*.ipynb")]:
+        text = file.read_text()
+        assert not [s for s in secrets if s in text], file
+    for file in (root/"runs").rglob("*.parquet"):
+        assert not [s for s in secrets if s.encode() in file.read_bytes()], file
+    for file in (root/"cache/smoke").glob("index*.parquet"): assert file.stat().st_mode & 0o077 == 0
+
+
+def test_same_seed_same_predictions(root, tmp_path):
+    run = root/RUNS[2]
+    done = papermill(STUDY/"3_train.ipynb", tmp_path/"out.ipynb", "-p", "model", "cnn_lstm", "-p", "fold", "0", "-p", "variant", "again", root=root)
+    assert done.returncode == 0, done.stderr[-3000:]
+    again = root/RUNS[2].replace("/base/", "/again/")
+    for table in ("predictions", "volumes"):
+        a, b = (pd.read_parquet(d/f"{table}.parquet").drop(columns="variant") for d in (run, again))
+        pd.testing.assert_frame_equal(a, b, check_exact=True)
+
+
+def test_papermill_by_hand_refuses_a_misspelt_parameter(root, tmp_path):
+    done = papermill(STUDY/"3_train.ipynb", tmp_path/"out.ipynb", "-p", "modle", "bhcnet", root=root)
+    assert done.returncode == 1 and "modle" in done.stderr and "fold" in done.stderr and "recipe" in done.stderr
+
+
+def test_a_failed_run_is_named_and_the_others_go_on(root, tmp_path):
+    """One run's notebook meets a cache that is gone; the rest is used."""
+    other = tmp_path/"study.yml"
+    other.write_text((STUDY/"smoke.yml").read_text().replace("name: smoke", "name: half").replace("seed: 5}", "seed: 5, folder: data/smoke}")
+                     .replace("models: [bhcnet, cnn_lstm]", "models: [bhcnet]"))
+    (root/"runs/half/plain/bhcnet/base/seed17").mkdir(parents=True)
+    (root/"runs/half/plain/bhcnet/base/seed17/fold1").mkdir()
+    (root/"runs/half/plain/bhcnet/base/seed17/fold1/model.keras").mkdir()  # a folder where a file must go
+    done = call("run", other, root=root)
+    assert done.returncode == 1 and "1 runs finished now" in done.stdout and "1 failed" in done.stdout
+    assert "failed: bhcnet, fold 1, plain" in done.stdout and "cell " in done.stdout and "model.keras" in done.stdout
+    assert (root/"runs/half/plain/bhcnet/base/seed17/fold1/failed.ipynb").is_file()
+    (root/"runs/half/plain/bhcnet/base/seed17/fold1/model.keras").rmdir()
+    mended = call("run", other, root=root)
+    assert mended.returncode == 0 and "1 runs finished now, 1 kept" in mended.stdout, mended.stdout + mended.stderr
+
+
+def test_an_interrupted_study_goes_on(root, tmp_path):
+    other = tmp_path/"study.yml"
+    other.write_text((STUDY/"smoke.yml").read_text().replace("name: smoke", "name: cut").replace("seed: 5}", "seed: 5, folder: data/smoke}")
+                     .replace("models: [bhcnet, cnn_lstm]", "models: [bhcnet]"))
+    environment = os.environ | {"ICH_STUDY_ROOT": str(root), "PYTHONPATH": str(ROOT)}
+    started = subprocess.Popen([sys.executable, "-c", "import sys; from ich_study.cli import main; sys.exit(main())", "run", other, "--workers", "1"],
+                               cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    first = root/"runs/cut/plain/bhcnet/base/seed17/fold0/run.json"
+    for _ in range(1200):
+        if first.is_file() or started.poll() is not None: break
+        time.sleep(.1)
+    os.killpg(started.pid, signal.SIGINT)
+    out, err = started.communicate(timeout=120)
+    assert started.returncode == 130 and "goes on from there" in err and "Traceback" not in err, err[-3000:]
+    kept = first.stat().st_mtime_ns
+    again = call("run", other, root=root)
+    assert again.returncode == 0 and "1 runs finished now, 1 kept" in again.stdout, again.stdout + again.stderr
+    assert first.stat().st_mtime_ns == kept
+
+
+def test_new_series_are_predicted(root, tmp_path):
+    patient = sorted((root/"data/smoke/dicom").iterdir())[0]
+    done = call("predict", patient, "--run", root/RUNS[2], "--out", tmp_path/"new.csv", root=root)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path/"new.csv")
+    assert len(table) == 1 and table["any"].between(0, 1).all() and (table.blood_ml >= 0).all()
+
+
+def test_status_reads_from_disk(root):
+    said = call("status", "smoke", root=root).stdout
+    assert said.count("done") == 4
+    assert call("sweep", "smoke", "--dry-run", root=root).stdout.count("keep") == 4
+
+
+def one_line(done, *words):
+    assert done.returncode == 1, (done.returncode, done.stdout, done.stderr)
+    said = done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr and said.startswith("ich-study: ") and all(w in said for w in words), done.stderr
+
+
+def test_bad_folders(root, tmp_path):
+    one_line(call("index", tmp_path/"none", "--out", tmp_path/"i.parquet", root=root), "none")
+    (tmp_path/"empty").mkdir()
+    one_line(call("index", tmp_path/"empty", "--out", tmp_path/"i.parquet", root=root), "empty")
+    (tmp_path/"text").mkdir(); (tmp_path/"text"/"a.txt").write_text("hello")
+    one_line(call("index", tmp_path/"text", "--out", tmp_path/"i.parquet", root=root), "not_dicom")
+
+
+def test_a_truncated_file_is_a_row_with_its_reason(root, tmp_path):
+    shutil.copytree(sorted((root/"data/smoke/dicom").iterdir())[0], tmp_path/"scan")
+    victim = sorted((tmp_path/"scan").rglob("*.dcm"))[3]
+    victim.write_bytes(victim.read_bytes()[:100_000])
+    done = call("index", tmp_path/"scan", "--out", tmp_path/"i.parquet", root=root)
+    assert done.returncode == 0 and "truncated" in done.stdout, done.stdout + done.stderr
+    index = pd.read_parquet(tmp_path/"i.parquet")
+    assert (index.reason == "truncated").sum() == 1 and (tmp_path/"i.parquet").stat().st_mode & 0o777 == 0o600
+
+
+def test_bad_labels(root, tmp_path):
+    scan = sorted((root/"data/smoke/dicom").iterdir())[0]
+    (tmp_path/"a.csv").write_text("colour,any\nred,1\n")
+    one_line(call("index", scan, "--labels", tmp_path/"a.csv", "--out", tmp_path/"i.parquet", root=root), "a.csv", "colour")
+    (tmp_path/"b.csv").write_text("series,any,epidural,intraparenchymal,intraventricular,subarachnoid,subdural\n1.2.3.4,1,0,0,0,0,1\n")
+    one_line(call("index", scan, "--labels", tmp_path/"b.csv", "--out", tmp_path/"i.parquet", root=root), "b.csv", "1.2.3.4")
+
+
+def test_bad_study_files(root, tmp_path):
+    good = (STUDY/"smoke.yml").read_text()
+    for name, text, words in (("key", good + "recipie: plain\n", ("recipie",)), ("model", good.replace("cnn_lstm]", "cnn_lsmt]"), ("cnn_lsmt",)),
+                              ("rare", re.sub(r"accept_classes.*", "", good.replace("folds: 2", "folds: 6")).replace("name: smoke", "name: rare").replace("seed: 5}", "seed: 5, folder: data/smoke}"), ("6 folds",))):
+        (tmp_path/f"{name}.yml").write_text(text)
+        one_line(call("run", tmp_path/f"{name}.yml", root=root), *words)
+
+
+def test_a_fold_out_of_range_is_refused(root, tmp_path):
+    done = papermill(STUDY/"3_train.ipynb", tmp_path/"out.ipynb", "-p", "fold", "7", root=root)
+    assert done.returncode == 1 and "fold" in done.stderr and "7" in done.stderr.strip().splitlines()[-1]
+
+
+def test_an_unwritable_place_loses_nothing(root, tmp_path):
+    (tmp_path/"file").write_text("")
+    one_line(call("phantom", tmp_path/"file"/"out", "--patients", "1", root=root), "file")
+    scan = sorted((root/"data/smoke/dicom").iterdir())[0]
+    one_line(call("index", scan, "--out", tmp_path/"file"/"i.parquet", root=root), "file")
+
+
+def test_a_full_disk_loses_nothing(root, tmp_path):
+    """A file size limit stands in for a full disk: the write fails in the middle of a file."""
+    limited = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (200_000,)*2); from ich_study.cli import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", limited, "phantom", tmp_path/"small", "--patients", "1", "--workers", "1"], cwd=root,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    one_line(done, "small")
+    assert not (tmp_path/"small"/"cohort.json").exists()
+
+
+def test_help_answers_at_once():
+    start = time.monotonic()
+    loaded = subprocess.run([sys.executable, "-X", "importtime", "-c", "from ich_study.cli import main; main(['--help'])"], cwd=ROOT, capture_output=True, text=True)
+    assert "run" in loaded.stdout and not re.search(r"\b(pandas|numpy|keras|tensorflow)\b", loaded.stderr)
+    assert time.monotonic() - start < 20
