@@ -96,7 +96,8 @@ def make_head(
     gantry:float=0., # tilt of the gantry (radians): the head is bent towards it
 )->Head:
     "Draw a head"
-    if not isinstance(rng, np.random.Generator): raise StudyError(f"a head is drawn with a numpy Generator, as np.random.default_rng(seed); got {type(rng).__name__}")
+    if not isinstance(rng, np.random.Generator):
+        raise StudyError(f"a head is drawn with a numpy Generator, as np.random.default_rng(seed); got {type(rng).__name__}")
     sex, age = ("F", "M")[int(rng.random() < .5)], int(rng.integers(22, 91))
     size = (1.02 if sex == "M" else .975)*rng.normal(1, .02)
     axes = tuple(float(a*size*rng.normal(1, .02)) for a in (66, 84, 69))
@@ -105,16 +106,20 @@ def make_head(
     rx = np.array([[1, 0, 0], [0, np.cos(pitch), np.sin(pitch)], [0, -np.sin(pitch), np.cos(pitch)]])
     ry = np.array([[np.cos(roll), 0, np.sin(roll)], [0, 1, 0], [-np.sin(roll), 0, np.cos(roll)]])
     rz = np.array([[np.cos(yaw), np.sin(yaw), 0], [-np.sin(yaw), np.cos(yaw), 0], [0, 0, 1]])
-    return Head(axes=axes, egg=float(rng.uniform(.05, .14)), skull_mm=float(rng.uniform(5, 8)), scalp_mm=float(rng.uniform(4, 7)),
-                gap_mm=float(1.2 + 2.2*old*rng.uniform(.4, 1.3)), sulcus_mm=float(.55 + 1.0*old*rng.uniform(.4, 1.3)),
-                ventricle=float(np.clip(.75 + .6*old*rng.uniform(.3, 1.4), .7, 1.6)), cistern=float(.8 + .35*old*rng.uniform(.4, 1.4)),
-                centre=tuple(float(c) for c in rng.normal((0, 0, 0), (4, 5, 6))), turn=rx @ ry @ rz, shift_mm=0., calm=(),
+    return Head(axes=axes, egg=float(rng.uniform(.05, .14)), skull_mm=float(rng.uniform(5, 8)),
+                scalp_mm=float(rng.uniform(4, 7)), gap_mm=float(1.2 + 2.2*old*rng.uniform(.4, 1.3)),
+                sulcus_mm=float(.55 + 1.0*old*rng.uniform(.4, 1.3)),
+                ventricle=float(np.clip(.75 + .6*old*rng.uniform(.3, 1.4), .7, 1.6)),
+                cistern=float(.8 + .35*old*rng.uniform(.4, 1.4)),
+                centre=tuple(float(c) for c in rng.normal((0, 0, 0), (4, 5, 6))),
+                turn=rx @ ry @ rz, shift_mm=0., calm=(),
                 sinus_hu=float(rng.normal(53, 3)), gyri=gyri_table(rng), age=age, sex=sex)
 
 # %% ../nbs/07_anatomy.ipynb #b780f244
 def _ell(x, y, z, centre, radii):
     "Signed distance (approximate) to an ellipsoid"
-    return (np.sqrt(((x - centre[0])/radii[0])**2 + ((y - centre[1])/radii[1])**2 + ((z - centre[2])/radii[2])**2) - 1)*min(radii)
+    q = ((x - centre[0])/radii[0])**2 + ((y - centre[1])/radii[1])**2 + ((z - centre[2])/radii[2])**2
+    return (np.sqrt(q) - 1)*min(radii)
 
 def _capsule(x, y, z, a, b, ra, rb):
     "Signed distance to a rod from a to b, its radius going from ra to rb"
@@ -135,7 +140,7 @@ def _floor(head, ax, y):
     "Height of the skull base: front fossa, middle fossa, back fossa"
     middle = _step((y + 36)/3)
     back = _step((y + 7 - .6*(ax - 15))/3)
-    sella = 15*np.exp(-(ax/12)**2)*middle*(1 - back)
+    sella = 10*np.exp(-(ax/12)**2)*middle*(1 - back)
     front = 7*np.exp(-((ax - 30)/15)**2 - ((y + 58)/16)**2) - 19  # domes over the orbits
     bowl = -40 + .012*(ax - 36)**2 + .018*np.minimum(y + 16, 0)**2
     floor = front + (bowl - front)*middle
@@ -271,7 +276,8 @@ def brain_fields(
     fluid = np.minimum(np.minimum(sulc, -gap - r), np.where(infra, 9, fissure))
     fluid = np.minimum(fluid, ventricle_distance(head, v))
     fluid = np.minimum(fluid, _cisterns(head, ax, y, z))
-    ribbon = np.minimum(np.minimum(-r - gap, mid - head.sulcus_mm), np.where(infra, 9, np.maximum(ax - 1, 4 - callosum)))
+    medial = np.where(infra, 9, np.maximum(ax - 1, 4 - callosum))
+    ribbon = np.minimum(np.minimum(-r - gap, mid - head.sulcus_mm), medial)
     grey = np.clip(.5 + (3.2 - ribbon)/soft_mm/2, 0, 1)
     hu = HU["white"] + (HU["grey"] - HU["white"])*grey
     hu = _deep(head, ax, y, z, hu)
@@ -281,7 +287,8 @@ def brain_fields(
 def _deep(head, ax, y, z, hu):
     "Grey nuclei: caudate head, lentiform nucleus, thalamus, insular cortex"
     s = head.ventricle
-    nuclei = np.minimum(_ell(ax, y, z, (12 + 3*s, -23, 9), (5, 9, 9)), _ell(ax + .25*(y + 2), y, z, (25, -3, 3), (7.5, 17, 11)))
+    nuclei = _ell(ax, y, z, (12 + 3*s, -23, 9), (5, 9, 9))
+    nuclei = np.minimum(nuclei, _ell(ax + .25*(y + 2), y, z, (25, -3, 3), (7.5, 17, 11)))
     nuclei = np.minimum(nuclei, _ell(ax - .3*(y - 11), y, z, (10 + s, 11, 7), (7.5, 12, 10)))
     insula = np.maximum(np.maximum(abs(_ell(ax, y, z, (16, -8, 2), (24, 25, 17)))*1.25 - 3.5, 34 - ax), abs(z - 1) - 14)
     part = np.clip(.5 - np.minimum(nuclei, insula), 0, 1)
@@ -358,7 +365,8 @@ def _face(head, ax, y, z, cav, skin, bone, soft, hard):
     cheek = _ell(ax, y, z, (27, -.66*b, -60), (13, 16, 12))
     air = np.minimum(np.minimum(air, cheek), _ell(ax, y, z, (4.5, -.7*b, -58), (3, 26, 14)))
     bone = np.minimum(bone, abs(cheek - .8) - .8)
-    mast = np.maximum(_ell(ax, y, z, (58, 27, -46), (8, 12, 13)), 1.6 - 2.2*abs(np.sin(ax*.9 + .3*z)*np.sin(y*.8 + .4*z)) )
+    mast = 1.6 - 2.2*abs(np.sin(ax*.9 + .3*z)*np.sin(y*.8 + .4*z))
+    mast = np.maximum(_ell(ax, y, z, (58, 27, -46), (8, 12, 13)), mast)
     bone = np.minimum(bone, _ell(ax, y, z, (58, 27, -46), (10, 14, 15)))
     bone = np.minimum(bone, np.maximum(abs(_ell(ax, y, z, (0, -.66*b, -36), (13, 26, 14))) - 1, -air - .1))
     air = np.maximum(np.minimum(air, mast), -cav + 1)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import ich_study
 from .schema import StudyError
 
 # %% ../nbs/05_paths.ipynb #d603788c
@@ -66,7 +67,7 @@ def check_name(
 # %% ../nbs/05_paths.ipynb #5d3f5cb3
 def study_files()->Path: # folder with `1_cohort.ipynb` … and the study files
     "Where the study notebooks and study files are, in a checkout or in an installed package"
-    package = Path(__file__).resolve().parent
+    package = Path(ich_study.__file__).resolve().parent
     for folder in (package.parent/"nbs"/"study", package/"study_files"):
         if folder.is_dir(): return folder
     raise StudyError(f"the study notebooks are neither in {package.parent/'nbs'/'study'} nor in {package/'study_files'}; install ich_study again")

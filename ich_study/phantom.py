@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,10 +20,10 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 import ich_study
-from .bleeds import Patient, Scanner, image_ml, make_patient, plan
+from .bleeds import Patient, Scanner, check_whole, make_patient
 from .paths import whole_file
-from .render import LABEL_ML, patient_tables, render, write_number, write_patient
-from .schema import LABELS, SUBTYPE_ML, SUBTYPES, StudyError
+from .render import LABEL_ML, render, write_number, write_patient
+from .schema import SUBTYPE_ML, SUBTYPES, StudyError
 
 # %% ../nbs/10_phantom.ipynb #0dda5abe
 _PARTS = ("shapes", "anatomy", "bleeds", "render")
@@ -45,7 +46,8 @@ def _open_folder(out, fingerprint):
         out.mkdir(parents=True, exist_ok=True)
         if not os.access(out, os.W_OK): raise PermissionError(13, "no permission to write")
         ours = [json.loads(f.read_text())["fingerprint"] for f in (begun, done) if f.is_file()]
-        if not ours and any(out.iterdir()): raise StudyError(f"{out} holds other files; name an empty folder for the phantom")
+        if not ours and any(out.iterdir()):
+            raise StudyError(f"{out} holds other files; name an empty folder for the phantom")
         if ours and set(ours) != {fingerprint}:
             for name in ("dicom", "masks"): shutil.rmtree(out/name, ignore_errors=True)
         with whole_file(begun) as part: part.write_text(json.dumps({"fingerprint": fingerprint}))
@@ -63,8 +65,9 @@ def write_cohort(
 )->Path: # the folder
     "Write DICOM series, masks, `labels.csv`, `truth.csv` and last `cohort.json`; what is there already is kept"
     for name, value, least in (("patients", patients, 1), ("workers", workers, 1), ("seed", seed, 0)):
-        if int(value) != value or value < least: raise StudyError(f"{name} must be a whole number from {least}, not {value!r}")
-    out, fingerprint = Path(out), phantom_fingerprint(seed, scanner)
+        check_whole(name, value, least)
+    out, patients, seed = Path(out), int(patients), int(seed)
+    fingerprint = phantom_fingerprint(seed, scanner)
     done = out/"cohort.json"
     if done.is_file() and _same(done, fingerprint, patients): return out
     _open_folder(out, fingerprint)
@@ -72,8 +75,8 @@ def write_cohort(
     _forget_others(out, patients)
     for k, name in enumerate(("labels", "truth")):
         with whole_file(out/f"{name}.csv") as part: pd.concat([t[k] for t in tables]).to_csv(part, index=False)
-    about = {"fingerprint": fingerprint, "patients": patients, "seed": seed, "scanner": asdict(scanner), "label_ml": LABEL_ML,
-             "note": "synthetic; results do not transfer to patients"}
+    about = {"fingerprint": fingerprint, "patients": patients, "seed": seed, "scanner": asdict(scanner),
+             "label_ml": LABEL_ML, "note": "synthetic; results do not transfer to patients"}
     with whole_file(done) as part: part.write_text(json.dumps(about, indent=1))
     (out/"unfinished.json").unlink()
     return out
@@ -82,7 +85,8 @@ def write_cohort(
 def _same(done, fingerprint, patients):
     try: about = json.loads(done.read_text())
     except (OSError, ValueError): return False
-    return (about.get("fingerprint"), about.get("patients")) == (fingerprint, patients)
+    there = all((done.parent/"dicom"/f"phantom-{n:04d}").is_dir() for n in range(1, patients + 1))
+    return there and (about.get("fingerprint"), about.get("patients")) == (fingerprint, patients)
 
 def _forget_others(out, patients):
     "Remove patients of a larger cohort of the same kind"
@@ -102,7 +106,8 @@ def _draw_all(out, numbers, seed, scanner, workers, progress):
             try:
                 found = {}
                 for job in as_completed(jobs): found[jobs[job]] = job.result(); bar.update()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+            except BrokenProcessPool as e:
+                raise StudyError("a process that draws patients died, for want of memory or because the calling script "
+                                 "has no 'if __name__ == \"__main__\":'; workers=1 draws without processes") from e
+            finally: pool.shutdown(cancel_futures=True)
     return [found[n] for n in numbers]

@@ -18,7 +18,8 @@ def cap_volume(
     height:float, # of the cap, between 0 and 2 radii
 )->float: # in the cube of the unit of `radius`
     "Volume of the part of a ball beyond a plane"
-    if not 0 <= height <= 2*radius: raise StudyError(f"a cap of a ball of radius {radius} is between 0 and {2*radius} high, not {height}")
+    if not 0 <= height <= 2*radius:
+        raise StudyError(f"a cap of a ball of radius {radius} is between 0 and {2*radius} high, not {height}")
     return np.pi*height**2*(3*radius - height)/3
 
 def lens_volume(
@@ -128,7 +129,8 @@ def shape_of_volume(
 ): # the shape
     "The member of a growing family with a given volume, by bisection"
     if not family(low).volume_ml <= volume_ml <= family(high).volume_ml:
-        raise StudyError(f"{volume_ml:.3g} mL is outside {family(low).volume_ml:.3g} to {family(high).volume_ml:.3g} mL of this shape")
+        raise StudyError(f"{volume_ml:.3g} mL is outside {family(low).volume_ml:.3g} to "
+                         f"{family(high).volume_ml:.3g} mL of this shape")
     for _ in range(60):
         middle = (low + high)/2
         if family(middle).volume_ml < volume_ml: low = middle

@@ -19,11 +19,13 @@ def image_gaps_mm(
 )->np.ndarray: # one weight per image in the same order (mm); NaN for a single image
     "Length that each image stands for, its one-dimensional Voronoi cell"
     s = np.asarray(positions_mm, float)
-    if s.ndim != 1 or not np.isfinite(s).all(): raise StudyError("positions must be one list of finite numbers (mm); leave out images without a position")
+    if s.ndim != 1 or not np.isfinite(s).all():
+        raise StudyError("positions must be one list of finite numbers (mm); leave out images without a position")
     if len(s) < 2: return np.full(len(s), np.nan)
     order = np.argsort(s)
     step = np.diff(s[order])
-    if step.min() < .01: raise StudyError(f"two images lie at {s[order][step.argmin()]:.2f} mm; leave out the double one, its blood would count twice")
+    if step.min() < .01:
+        raise StudyError(f"two images lie at {s[order][step.argmin()]:.2f} mm; leave out the double one, its blood would count twice")
     gaps = np.empty(len(s))
     gaps[order] = np.concatenate([step[:1], (step[1:] + step[:-1])/2, step[-1:]])
     return gaps
@@ -31,9 +33,12 @@ def image_gaps_mm(
 # %% ../nbs/20_volume.ipynb #f9a3cc0c
 def _check_mask(mask, gaps_mm):
     mask, gaps = np.asarray(mask), np.asarray(gaps_mm, float)
-    if mask.ndim != 3: raise StudyError(f"a mask has three axes (images, rows, columns), this one has the shape {mask.shape}")
-    if gaps.shape != mask.shape[:1]: raise StudyError(f"{len(mask)} images need as many gaps, not an array of shape {gaps.shape}")
-    if np.nanmin(gaps, initial=1) <= 0: raise StudyError(f"a gap must be above 0 mm, the least is {np.nanmin(gaps)}; see image_gaps_mm")
+    if mask.ndim != 3:
+        raise StudyError(f"a mask has three axes (images, rows, columns), this one has the shape {mask.shape}")
+    if gaps.shape != mask.shape[:1]:
+        raise StudyError(f"{len(mask)} images need as many gaps, not an array of shape {gaps.shape}")
+    if np.nanmin(gaps, initial=1) <= 0:
+        raise StudyError(f"a gap must be above 0 mm, the least is {np.nanmin(gaps)}; see image_gaps_mm")
     return mask, gaps
 
 def volume_ml(
@@ -45,7 +50,8 @@ def volume_ml(
     "Sum of area times gap over the images"
     fraction, gaps = _check_mask(fraction, gaps_mm)
     if fraction.size and not (0 <= fraction.min() and fraction.max() <= 1):
-        raise StudyError(f"fractions lie between 0 and 1, these between {fraction.min()} and {fraction.max()}; divide by the value of a full voxel")
+        raise StudyError(f"fractions lie between 0 and 1, these between {fraction.min()} and {fraction.max()}; "
+                         "divide by the value of a full voxel")
     if row_mm <= 0 or col_mm <= 0: raise StudyError(f"pixel sizes must be above 0 mm, got {row_mm} and {col_mm}")
     return float(fraction.sum(axis=(1, 2), dtype=float)*row_mm*col_mm @ gaps/1000)
 
