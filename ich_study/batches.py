@@ -158,9 +158,10 @@ def series_slices(
 def pad_series(
     parts:list, # of arrays (images of one series, …)
     fill:float=0, # what stands behind the end
-)->np.ndarray: # float32 (series, longest, …)
+    length:int=0, # of the result; 0: that of the longest part
+)->np.ndarray: # float32 (series, length, …)
     "Series of different lengths as one array"
-    longest = max(map(len, parts))
+    longest = length or max(map(len, parts))
     out = np.full((len(parts), longest, *parts[0].shape[1:]), fill, np.float32)
     for i, part in enumerate(parts): out[i, :len(part)] = part
     return out
@@ -172,6 +173,7 @@ class SeriesBatches(keras.utils.PyDataset):
         "`per_image`: an array (all images, …) or a function of positions that gives one"
         super().__init__(workers=0)
         self.parts, self.batch, self.shuffle, self.rng = series_slices(data.rows, data.where(role)), batch, shuffle, np.random.default_rng(seed)
+        self.length = int(data.rows.groupby("series").size().max())
         self.read = per_image if callable(per_image) else per_image.__getitem__
         self.labels, self.blood = label_targets(data.rows), blood_targets(data.rows, sd)
         self.on_epoch_end()
@@ -181,9 +183,9 @@ class SeriesBatches(keras.utils.PyDataset):
         if self.shuffle: self.rng.shuffle(self.parts)
     def __getitem__(self, i):
         parts = self.parts[i*self.batch:(i + 1)*self.batch]
-        x = {"images": pad_series([self.read(p) for p in parts]), "mask": pad_series([np.ones(len(p)) for p in parts])}
-        y = {"image_labels": pad_series([self.labels[p] for p in parts], MISSING),
-             "blood": pad_series([self.blood[p][:, None] for p in parts], MISSING),
+        pad = lambda values, fill=0: pad_series(values, fill, self.length)
+        x = {"images": pad([self.read(p) for p in parts]), "mask": pad([np.ones(len(p)) for p in parts])}
+        y = {"image_labels": pad([self.labels[p] for p in parts], MISSING), "blood": pad([self.blood[p][:, None] for p in parts], MISSING),
              "labels": np.stack([self.labels[p].max(0) for p in parts])}
         return x, y
 

@@ -277,21 +277,31 @@ def _source(rng, head, kind, ml, side):
     start, far = n/np.linalg.norm(n)*.97*axes, 62. if ml > 5 else 44. if ml > 1.5 else 30.
     return tuple(start), tuple(np.maximum(start - far, -axes)), tuple(np.minimum(start + far, axes)), far - 1
 
+# %% ../nbs/08_bleeds.ipynb #a00270f7
+def _limit(head, kind, ml, direction, low, high, others, points):
+    "Limit at which a grid of `points` holds the volume, that volume, and a box of the points within it"
+    v, cell = _points_in(low, high, points)
+    v = v[:, region_distance(head, kind, v, others) < 0]
+    key = region_key(head, kind, v, direction)
+    order = np.sort(key)
+    wanted = round(ml*1000/cell)
+    if not 0 < wanted < (.92 if points < 1e6 else 1)*len(order): return None
+    limit = float((order[wanted - 1] + order[wanted])/2)
+    near = v[:, key < limit + 2]
+    return limit, wanted*cell/1000, np.maximum(low, near.min(1) - 3), np.minimum(high, near.max(1) + 3)
+
 def _fill(rng, head, subtype, ml, others):
-    "Blood in fluid spaces: choose the limit at which the fine grid gives the volume"
+    "Blood in fluid spaces: a coarse grid finds the place, a fine one the limit"
     side, kinds = 1 if rng.random() < .5 else -1, ("level",)
     if subtype == "subarachnoid": kinds = ("cisterns",)*(rng.random() < .45) + ("sulci",)*30
     for kind in kinds:
         direction, low, high, most = _source(rng, head, kind, ml, side)
-        v, cell = _points_in(low, high, 1_500_000)
-        v = v[:, region_distance(head, kind, v, others) < 0]
-        keys = np.sort(region_key(head, kind, v, direction))
-        wanted = round(ml*1000/cell)
-        if not 0 < wanted < .92*len(keys): continue
-        limit = float((keys[wanted - 1] + keys[wanted])/2)
-        if limit > most: continue
-        low, high, direction = (tuple(float(a) for a in t) for t in (low, high, direction))
-        return Remainder(head, kind, limit, direction, wanted*cell/1000, low, high, tuple(others))
+        found = _limit(head, kind, ml, direction, low, high, others, 300_000)
+        if found is None or found[0] > most: continue
+        found = _limit(head, kind, ml, direction, *found[2:], others, 1_500_000)
+        if found is None: continue
+        low, high, direction = (tuple(float(a) for a in t) for t in (*found[2:], direction))
+        return Remainder(head, kind, found[0], direction, found[1], low, high, tuple(others))
     return None
 
 # %% ../nbs/08_bleeds.ipynb #7455c008

@@ -10,11 +10,10 @@ import hashlib
 import json
 import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
@@ -89,10 +88,9 @@ def _fill_all(target:Path, files:list, recipe:Recipe, workers:int, progress:bool
     shape = (len(files), *apply_recipe(recipe, load_pixels(files[0])).shape)
     np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape).flush()
     starts, faults = range(0, len(files), CHUNK), []
-    with (ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
-          tqdm(total=len(files), desc=f"{recipe.name} images", unit="image", disable=not progress) as bar):
-        for n, bad in pool.map(_fill, *zip(*[(target, shape, s, files[s:s + CHUNK], recipe) for s in starts])):
-            bar.update(n); faults += bad
+    jobs = (joblib.delayed(_fill)(target, shape, s, files[s:s + CHUNK], recipe) for s in starts)
+    with tqdm(total=len(files), desc=f"{recipe.name} images", unit="image", disable=not progress) as bar:
+        for n, bad in joblib.Parallel(n_jobs=workers, return_as="generator")(jobs): bar.update(n); faults += bad
     if faults:
         raise StudyError(f"{len(faults)} images cannot be read, first: {faults[0][0]}: {faults[0][1]}. Make the index again; it will say why")
 

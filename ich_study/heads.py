@@ -90,8 +90,12 @@ class PerImage(layers.Layer):
 @keras.saving.register_keras_serializable("ich_study")
 class HighestImage(layers.Layer):
     "The highest score over the real images of a series: (series, T, n), (series, T) -> (series, n)"
-    def call(self, scores, mask): return ops.max(scores*ops.cast(mask, scores.dtype)[..., None], axis=1)
-    def compute_output_shape(self, scores_shape, mask_shape=None): return (scores_shape[0], scores_shape[2])
+    def __init__(self, **more):
+        super().__init__(**more)
+        self.supports_masking = True
+    def call(self, scores, real): return ops.max(scores*ops.cast(real, scores.dtype)[..., None], axis=1)
+    def compute_mask(self, *inputs, **masks): return None
+    def compute_output_shape(self, scores_shape, real_shape=None): return (scores_shape[0], scores_shape[2])
 
 # %% ../nbs/55_heads.ipynb #499ddd7b
 def compile_model(

@@ -23,7 +23,7 @@ import ich_study
 from .bleeds import Patient, Scanner, check_whole, make_patient
 from .paths import whole_file
 from .render import LABEL_ML, render, write_number, write_patient
-from .schema import SUBTYPE_ML, SUBTYPES, StudyError
+from .schema import StudyError
 
 # %% ../nbs/10_phantom.ipynb #0dda5abe
 _PARTS = ("shapes", "anatomy", "bleeds", "render")

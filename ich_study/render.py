@@ -23,7 +23,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from scipy import fft
 
 from .anatomy import HU, brain_fields, outer_fields, to_head, to_scanner
-from .bleeds import Geometry, Patient, Scanner, image_ml, make_patient, plan
+from .bleeds import Geometry, Patient, Scanner, image_ml, make_patient
 from .paths import whole_file
 from .schema import SUBTYPE_ML, SUBTYPES, StudyError
 
@@ -32,7 +32,7 @@ SUB_PLANES = 5  # through the thickness of an image
 _ALONG = ((np.arange(SUB_PLANES) + .5)/SUB_PLANES - .5).astype(np.float32)
 
 def _window(patient, low, high, image):
-    "Pixels whose voxels in one image may touch a box of cavity coordinates, as (row slice, column slice) or None"
+    "Pixels whose voxels in one image may touch a box of cavity coordinates, as (rows, columns) or None"
     g = patient.geometry
     ends = np.linspace(0, 1, 5)
     box = np.array(np.meshgrid(*[l + ends*(h - l) for l, h in zip(low, high)], indexing="ij")).reshape(3, -1)
