@@ -41,7 +41,7 @@ lock: .venv/ready  ## resolve the dependencies of pyproject.toml again
 export: .venv/ready  ## clean the notebooks, then write the modules and the README from them
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_export
-	$(BIN)/jupyter nbconvert --log-level=WARN --to markdown nbs/index.ipynb --output-dir . --output README --NbConvertApp.output_files_dir=reports/readme
+	$(BIN)/jupyter nbconvert --log-level=WARN --to markdown nbs/index.ipynb --output-dir . --output README --NbConvertApp.output_files_dir=reports/readme --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=remove_input
 
 clean:  ## remove what was computed, keep the environment and published reports
 	rm -rf cache runs data/phantom data/smoke
