@@ -13,22 +13,27 @@ from .heads import ModelSpec, blood_head, label_head
 from .schema import StudyError
 
 # %% ../nbs/56_bhcnet.ipynb #61e83f45
-WIDTHS = {"quick": ((12, 24, 32, 48), 48, .3), "paper": ((32, 64, 128, 128, 128), 128, .5)}  # filters, dense units, dropout
+WIDTHS = {"quick": ((16, 24, 32, 48), 48, 0.), "paper": ((32, 64, 128, 128, 128), 128, .5)}  # filters, dense units, dropout
+
+def _conv(x, filters, name, strides=1):
+    x = layers.Conv2D(filters, 3, strides=strides, padding="same", use_bias=False, name=name)(x)
+    return layers.Activation("relu", name=f"{name}_relu")(layers.BatchNormalization(momentum=.9, name=f"{name}_bn")(x))
 
 def build(
-    size:int, # side of an image (pixels), a multiple of 2 per block
+    size:int, # side of an image (pixels), a multiple of 2 per halving
     channels:int=1, # of an image
     profile:str="quick", # "quick" or "paper"
 )->keras.Model: # (size, size, channels) in 0..1 to {"labels": (6,), "blood": (1,)}
     "BHCNet with the study's two heads (after Mushtaq et al. 2021)"
     if profile not in WIDTHS: raise StudyError(f"no profile is called {profile!r}; there are {', '.join(WIDTHS)}")
     filters, dense, dropout = WIDTHS[profile]
-    if size % 2**len(filters): raise StudyError(f"BHCNet halves an image {len(filters)} times, so {size} pixels cannot be used; take a multiple of {2**len(filters)}")
+    halvings = len(filters) + 1
+    if size % 2**halvings: raise StudyError(f"BHCNet halves an image {halvings} times, so {size} pixels cannot be used; take a multiple of {2**halvings}")
     x = image = layers.Input((size, size, channels), name="image")
-    for i, f in enumerate(filters, 1):
-        x = layers.Conv2D(f, 3, padding="same", activation="relu", name=f"conv{i}")(x)
-        x = layers.MaxPooling2D(2, name=f"pool{i}")(x)
-    x = layers.Concatenate(name="features")([layers.Flatten(name="flat")(x), layers.GlobalMaxPooling2D(name="highest")(x)])
+    x = layers.MaxPooling2D(2, name="pool1")(_conv(x, filters[0], "conv1", strides=2))
+    for i, f in enumerate(filters[1:], 2):
+        x = layers.MaxPooling2D(2, name=f"pool{i}")(_conv(_conv(x, f, f"conv{i}a"), f, f"conv{i}b"))
+    x = layers.Concatenate(name="features")([layers.GlobalAveragePooling2D(name="average")(x), layers.GlobalMaxPooling2D(name="highest")(x)])
     x = layers.Dropout(dropout, name="dropout")(layers.Dense(dense, activation="relu", name="dense")(x))
     return keras.Model(image, {"labels": label_head(x), "blood": blood_head(x)}, name="bhcnet")
 

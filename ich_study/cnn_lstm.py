@@ -31,6 +31,7 @@ def small_densenet(
     "A stem and three dense blocks of two layers; average and maximum of the last maps"
     image = layers.Input((size, size, channels))
     x = layers.Conv2D(16, 3, strides=2, padding="same", use_bias=False, name="stem")(image)
+    x = layers.MaxPooling2D(2, name="stem_pool")(x)
     for block in (1, 2, 3):
         x = _dense_block(x, 2, growth, f"block{block}")
         if block == 3: break

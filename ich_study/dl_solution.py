@@ -14,10 +14,12 @@ from .heads import HighestImage, ModelSpec, PerImage, blood_head
 from .schema import LABELS, StudyError
 
 # %% ../nbs/60_dl_solution.ipynb #09a0ebbc
-def _step(x, units, dropout, name):
-    "Dropout, dense, normalisation per image, ReLU"
+def _norm(x, real, name): return layers.BatchNormalization(momentum=.9, name=name)(x, mask=real)
+
+def _step(x, real, units, dropout, name):
+    "Dropout, dense, batch normalisation over real images, ReLU"
     x = layers.Dense(units, use_bias=False, name=name)(layers.Dropout(dropout, name=f"{name}_drop")(x))
-    return layers.Activation("relu", name=f"{name}_relu")(layers.LayerNormalization(name=f"{name}_norm")(x))
+    return layers.Activation("relu", name=f"{name}_relu")(_norm(x, real, f"{name}_bn"))
 
 def _memory(x, real, units, depth, name):
     "Bidirectional GRU layers that skip padding"
@@ -36,8 +38,8 @@ def first_sequence(
     depth:int, # GRU layers
 )->tuple: # (series, T, 6) logits and (series, T, n) what is known of each image
     "Sequence model 1: dense layers, and a GRU beside them (Wang et al. 2021)"
-    x = layers.LayerNormalization(name="feature_norm")(features)
-    for i, n in enumerate(dense, 1): x = _step(x, n, dropout, f"dense{i}")
+    x = features
+    for i, n in enumerate(dense, 1): x = _step(x, real, n, dropout, f"dense{i}")
     x = layers.Dropout(dropout, name="dense_drop")(x)
     seen = _memory(x, real, units, depth, "memory")
     logits = layers.Add(name="first_sum")([_logits(x, "first_image"), _logits(seen, "first_series")])
@@ -47,10 +49,14 @@ def first_sequence(
 @keras.saving.register_keras_serializable("ich_study")
 class OnlyReal(layers.Layer):
     "Sets padding to zero: (series, T, …), (series, T) -> (series, T, …)"
+    def __init__(self, **more):
+        super().__init__(**more)
+        self.supports_masking = True
     def call(self, values, real):
         flags = ops.cast(real, values.dtype)
         for _ in range(len(values.shape) - 2): flags = flags[..., None]
         return values*flags
+    def compute_mask(self, *inputs, **masks): return None
     def compute_output_shape(self, values_shape, real_shape=None): return values_shape
 
 def second_sequence(
@@ -62,10 +68,12 @@ def second_sequence(
     depth:int, # GRU layers
 )->tuple: # (series, T, 6) logits and (series, T, n) what is known of each image
     "Sequence model 2: convolutions along the images, shared by the classes (Wang et al. 2021)"
-    x = layers.Concatenate(name="scores")([layers.Reshape((-1, len(LABELS), 1), name=f"scores{i}")(layers.Activation("sigmoid", name=f"score{i}")(l)) for i, l in enumerate(logits, 1)])
+    scores = [OnlyReal(name=f"score{i}")(layers.Activation("sigmoid", name=f"sigmoid{i}")(l), mask) for i, l in enumerate(logits, 1)]
+    x = layers.Concatenate(name="scores")([layers.Reshape((-1, len(LABELS), 1), name=f"score{i}_map")(s) for i, s in enumerate(scores, 1)])
+    each = ops.repeat(ops.expand_dims(real, -1), len(LABELS), axis=-1)
     for i, (f, kernel, step) in enumerate(zip(filters, (5, 3, 3, 3), (1, 2, 4, 2)), 1):
         x = layers.Conv2D(f, (kernel, 1), dilation_rate=(step, 1), padding="same", use_bias=False, name=f"along{i}")(OnlyReal(name=f"along{i}_real")(x, mask))
-        x = layers.Activation("relu", name=f"along{i}_relu")(layers.LayerNormalization(name=f"along{i}_norm")(x))
+        x = layers.Activation("relu", name=f"along{i}_relu")(_norm(x, each, f"along{i}_bn"))
     x = OnlyReal(name="along_real")(x, mask)
     near = layers.Reshape((-1, len(LABELS)), name="second_near_flat")(layers.Conv2D(1, (3, 1), padding="same", name="second_near")(x))
     seen = _memory(layers.Reshape((-1, len(LABELS)*filters[-1]), name="along_flat")(x), real, units, depth, "second_memory")
@@ -87,9 +95,9 @@ def sequence_network(
     "Both sequence models and the heads"
     given, mask = layers.Input((None, features), name="images"), layers.Input((None,), name="mask")
     real = ops.greater(mask, 0)
-    first, known = first_sequence(given, real, dense, dropout, units, depth)
-    alone = _logits(layers.LayerNormalization(name="alone_norm")(given), "alone")
-    second, state = second_sequence([alone, first], mask, real, filters, units, depth)
+    x = _norm(given, real, "features")
+    first, known = first_sequence(x, real, dense, dropout, units, depth)
+    second, state = second_sequence([_logits(x, "alone"), first], mask, real, filters, units, depth)
     scores = layers.Average(name="image_labels")([layers.Activation("sigmoid", name="first")(first), layers.Activation("sigmoid", name="second")(second)])
     blood = blood_head(layers.Concatenate(name="known")([known, state]), hidden)
     return keras.Model({"images": given, "mask": mask}, {"image_labels": scores, "blood": blood, "labels": HighestImage(name="labels")(scores, mask)}, name="sequence")

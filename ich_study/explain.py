@@ -17,8 +17,8 @@ from .schema import LABELS, StudyError
 def last_maps(
     model:keras.Model, # a model of one image
 )->str: # name of a layer
-    "The last layer whose output still has places: (rows, columns, maps)"
-    found = [l.name for l in model.layers if len(getattr(l.output, "shape", ())) == 4]
+    "The last layer before any pooling whose output still has places: (rows, columns, maps)"
+    found = [l.name for l in model.layers if len(getattr(l.output, "shape", ())) == 4 and "Pooling" not in type(l).__name__]
     if not found: raise StudyError(f"{model.name} has no layer with maps, so there is nothing to weigh")
     return found[-1]
 

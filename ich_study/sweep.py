@@ -76,9 +76,13 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THRE
               "TF_NUM_INTEROP_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "2", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 
 def _task(notebook, out, parameters, kernel, timeout_s)->Outcome:
-    "One notebook on a worker; a refused parameter is a failed run"
-    try: return execute(notebook, out, parameters, kernel, timeout_s)
-    except StudyError as e: return Outcome("failed", str(out), 0., 0, str(e))
+    "One notebook on a worker, its kernel's chatter in `kernel.log` beside it; a refused parameter is a failed run"
+    try:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        with open(Path(out).with_name("kernel.log"), "w") as log:
+            os.dup2(log.fileno(), 2)  # this process runs nothing but notebooks
+            return execute(notebook, out, parameters, kernel, timeout_s)
+    except (StudyError, OSError) as e: return Outcome("failed", str(out), 0., 0, str(e))
 
 # %% ../nbs/92_sweep.ipynb #43500fdf
 @dataclass

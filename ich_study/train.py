@@ -31,10 +31,10 @@ class Settings:
     "What a training depends on besides its data"
     model: str
     profile: str = "quick"
-    epochs: int = 16 # passes over the training images
+    epochs: int = 12 # passes over the training images
     series_epochs: int = 30 # passes over the training series, for a model that reads series
     batch: int = 32 # images
-    learning_rate: float = 3e-3 # at its highest
+    learning_rate: float = 1e-3 # at its highest
     augment: bool = True
     patience: int = 8 # epochs without a better validation loss before training stops
     seed: int = 17
