@@ -12,6 +12,16 @@ export JUPYTER_RUNTIME_DIR := $(CURDIR)/.venv/var/jupyter-runtime
 export DASK_CONFIG := $(CURDIR)/.venv/var/dask
 export UV_CACHE_DIR := $(CURDIR)/.venv/var/uv
 
+define DROP_CHATTER
+import nbformat, pathlib
+for file in pathlib.Path("nbs").glob("*.ipynb"):
+    notebook = nbformat.read(file, 4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code": cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+    nbformat.write(notebook, file)
+endef
+export DROP_CHATTER
+
 .PHONY: study test setup lock export clean help
 .DEFAULT_GOAL := help
 
@@ -39,6 +49,7 @@ lock: .venv/ready  ## resolve the dependencies of pyproject.toml again
 	$(BIN)/uv pip compile pyproject.toml --extra cpu --extra dev --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate -q -o requirements.lock
 
 export: .venv/ready  ## clean the notebooks, then write the modules and the README from them
+	$(BIN)/python -c "$$DROP_CHATTER"
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_export
 	$(BIN)/jupyter nbconvert --log-level=WARN --to markdown nbs/index.ipynb --output-dir . --output README --NbConvertApp.output_files_dir=reports/readme --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=remove_input

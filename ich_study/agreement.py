@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CUT_ML', 'ERRORS', 'AGREEMENT', 'BY', 'BlandAltman', 'pairs', 'bland_altman', 'correlation', 'icc_a1', 'ccc',
-           'measured_rows', 'agreement_table', 'band_table']
+           'measured_rows', 'agreement_table', 'band_table', 'call_table']
 
 # %% ../nbs/77_agreement.ipynb #a563ff01
 import warnings
@@ -15,7 +15,7 @@ import pandas as pd
 import pingouin
 from scipy import stats
 
-from .detection import NO_INTERVAL, RESAMPLED, clopper_pearson, cluster_bootstrap, patient_weights, percentiles
+from .detection import NO_INTERVAL, RESAMPLED, clopper_pearson, cluster_bootstrap, patient_weights, percentiles, unit_rows
 from .schema import STATISTICS, StudyError, check_table
 from .volume import BANDS, size_band
 
@@ -214,6 +214,24 @@ def band_table(
     table = _as_statistics(rows, [*by, "band"])
     order = ["none", *BANDS]
     return table.sort_values("band", key=lambda c: c.map({b: i for i, b in enumerate(order)}), kind="stable").reset_index(drop=True)
+
+# %% ../nbs/77_agreement.ipynb #91729556
+def call_table(
+    called:pd.DataFrame, # predictions of one split with `called`, from `apply_thresholds`
+    volumes:pd.DataFrame, # a volumes table with the same series
+    by:tuple=BY, # what is told apart
+)->pd.DataFrame: # a statistics table led by `by` and `band`
+    "Share of series with blood that were called, by size of the bleed; of those without, the share that was not"
+    known = volumes[(volumes.subtype == "any") & volumes.truth_ml.notna()].drop_duplicates("series").set_index("series").truth_ml.astype(float)
+    rows, found = unit_rows(called[called.subtype == "any"], "series"), []
+    rows = rows[rows.called.notna() & rows.series.isin(known.index)]
+    rows = rows.assign(band=[size_band(v) if v > 0 else "none" for v in rows.series.map(known)])
+    for band in ("none", *BANDS):
+        for key, g in rows[rows.band == band].groupby(list(by), sort=False):
+            hits = int((~g.called.astype(bool) if band == "none" else g.called.astype(bool)).sum())
+            name = "specificity" if band == "none" else "sensitivity"
+            found.append(dict(zip(by, key)) | {"band": band} | _row(name, *clopper_pearson(hits, len(g)), len(g), "Clopper-Pearson"))
+    return _as_statistics(found, [*by, "band"])
 
 def _as_statistics(rows, lead):
     return check_table(pd.DataFrame(rows, columns=None if rows else [*lead, *STATISTICS.columns]), "statistics")

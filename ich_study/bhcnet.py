@@ -9,11 +9,11 @@ __all__ = ['WIDTHS', 'MODEL', 'build']
 import keras
 from keras import layers
 
-from .heads import ModelSpec, blood_head, label_head
+from .heads import ModelSpec, blood_head, label_head, learnt_windows
 from .schema import StudyError
 
 # %% ../nbs/56_bhcnet.ipynb #61e83f45
-WIDTHS = {"quick": ((16, 24, 32, 48), 48, 0.), "paper": ((32, 64, 128, 128, 128), 128, .5)}  # filters, dense units, dropout
+WIDTHS = {"quick": ((8, 16, 24, 32), 48, 0., False), "paper": ((32, 64, 128, 128, 128), 128, .5, True)}  # filters, dense units, dropout, pooled before the blocks
 
 def _conv(x, filters, name, strides=1):
     x = layers.Conv2D(filters, 3, strides=strides, padding="same", use_bias=False, name=name)(x)
@@ -26,13 +26,15 @@ def build(
 )->keras.Model: # (size, size, channels) in 0..1 to {"labels": (6,), "blood": (1,)}
     "BHCNet with the study's two heads (after Mushtaq et al. 2021)"
     if profile not in WIDTHS: raise StudyError(f"no profile is called {profile!r}; there are {', '.join(WIDTHS)}")
-    filters, dense, dropout = WIDTHS[profile]
-    halvings = len(filters) + 1
+    filters, dense, dropout, pooled = WIDTHS[profile]
+    halvings = len(filters) - 1 + pooled
     if size % 2**halvings: raise StudyError(f"BHCNet halves an image {halvings} times, so {size} pixels cannot be used; take a multiple of {2**halvings}")
     x = image = layers.Input((size, size, channels), name="image")
-    x = layers.MaxPooling2D(2, name="pool1")(_conv(x, filters[0], "conv1", strides=2))
+    if profile == "quick": x = learnt_windows(x)
+    x = _conv(x, filters[0], "conv1", strides=2)
     for i, f in enumerate(filters[1:], 2):
-        x = layers.MaxPooling2D(2, name=f"pool{i}")(_conv(_conv(x, f, f"conv{i}a"), f, f"conv{i}b"))
+        if i > 2 or pooled: x = layers.MaxPooling2D(2, name=f"pool{i - 1}")(x)
+        x = _conv(_conv(x, f, f"conv{i}a"), f, f"conv{i}b")
     x = layers.Concatenate(name="features")([layers.GlobalAveragePooling2D(name="average")(x), layers.GlobalMaxPooling2D(name="highest")(x)])
     x = layers.Dropout(dropout, name="dropout")(layers.Dense(dense, activation="relu", name="dense")(x))
     return keras.Model(image, {"labels": label_head(x), "blood": blood_head(x)}, name="bhcnet")

@@ -9,7 +9,7 @@ __all__ = ['WIDTHS', 'MODEL', 'small_densenet', 'densenet121', 'sequence_network
 import keras
 from keras import layers
 
-from .heads import HighestImage, ModelSpec, PerImage, blood_head, label_head
+from .heads import HighestImage, ModelSpec, PerImage, blood_head, label_head, learnt_windows
 from .schema import StudyError
 
 # %% ../nbs/59_cnn_lstm.ipynb #64111337
@@ -28,9 +28,9 @@ def small_densenet(
     channels:int, # of an image
     growth:int=12, # new maps per layer
 )->keras.Model: # (size, size, channels) to (maps,)
-    "A stem and three dense blocks of two layers; average and maximum of the last maps"
+    "Learnt windows, a stem and three dense blocks of two layers; average and maximum of the last maps"
     image = layers.Input((size, size, channels))
-    x = layers.Conv2D(16, 3, strides=2, padding="same", use_bias=False, name="stem")(image)
+    x = layers.Conv2D(16, 3, strides=2, padding="same", use_bias=False, name="stem")(learnt_windows(image))
     x = layers.MaxPooling2D(2, name="stem_pool")(x)
     for block in (1, 2, 3):
         x = _dense_block(x, 2, growth, f"block{block}")

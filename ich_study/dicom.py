@@ -24,7 +24,7 @@ from pydicom.filereader import _read_file_meta_info, read_preamble
 from pydicom.pixels import get_decoder
 from pydicom.pixels.utils import get_expected_length
 from scipy import ndimage
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from .schema import REASONS, StudyError
 

@@ -60,14 +60,14 @@ def show_images(
 
 # %% ../nbs/85_figures.ipynb #3bc6f1bf
 def learning_curves(
-    history:pd.DataFrame, # stage, epoch, loss, val_loss
+    history:pd.DataFrame, # stage, epoch, loss, val_loss, kept (one epoch per stage)
 )->Figure:
     "Training and validation loss by epoch, one panel per stage; the kept epoch is marked"
     stages = list(history.groupby("stage", sort=False))
     figure, axes = _axes(1, len(stages), height=2.6)
     for ax, (stage, h) in zip(axes.flat, stages):
         ax.plot(h.epoch, h.loss, color="#56B4E9", label="training"); ax.plot(h.epoch, h.val_loss, color="#D55E00", label="validation")
-        if h.val_loss.notna().any(): ax.axvline(h.epoch.loc[h.val_loss.idxmin()], color="grey", lw=.8, ls=":", label="kept")
+        for epoch in h.epoch[h.kept.astype(bool)]: ax.axvline(epoch, color="grey", lw=.8, ls=":", label="kept")
         _label(ax, "epoch", "loss", f"stage: {stage}"); ax.set_ylim(0); ax.xaxis.get_major_locator().set_params(integer=True); ax.legend(frameon=False, fontsize=8)
     return figure
 

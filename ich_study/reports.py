@@ -17,12 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
-import papermill as pm
-from jupyter_client.kernelspec import KernelSpecManager
-from nbclient.exceptions import CellTimeoutError, DeadKernelError
-from nbconvert import HTMLExporter
-from papermill.exceptions import PapermillExecutionError
-from traitlets.config import Config
 
 from .paths import whole_file
 from .schema import StudyError
@@ -45,6 +39,7 @@ def inspect(
     "The parameters that a notebook declares"
     if not Path(notebook).is_file(): raise StudyError(f"there is no notebook {notebook}")
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    import papermill as pm
     known = pm.inspect_notebook(str(notebook))
     if not known: raise StudyError(f"{notebook}: no cell is tagged 'parameters', so whatever is asked for would be ignored; tag one")
     return {name: _declared(name, p) for name, p in known.items()}
@@ -111,6 +106,7 @@ def check_kernel(
     name:str, # of a kernelspec
 )->str: # the same
     "Refuse a kernel that is not installed"
+    from jupyter_client.kernelspec import KernelSpecManager
     names = sorted(KernelSpecManager().find_kernel_specs())
     if name not in names: raise StudyError(f"no kernel is called {name!r}; there are {', '.join(names)}. `ich-study kernel install` adds one")
     return name
@@ -140,6 +136,9 @@ def execute(
 # %% ../nbs/90_reports.ipynb #e782f809
 def _run(notebook, part, parameters, kernel, timeout_s)->tuple:
     "Number of the failing cell and first line of the error; (0, '') when all went well"
+    import papermill as pm
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
     try:
         pm.execute_notebook(str(notebook), str(part), parameters, kernel_name=kernel, progress_bar=False,
                             execution_timeout=timeout_s or None, log_output=False)
@@ -161,8 +160,8 @@ STYLE = """
 body{margin:0 auto;max-width:60rem;padding:1rem 1.2rem 4rem;background:var(--paper);color:var(--ink);font:1rem/1.55 system-ui,sans-serif}
 h1{font-size:1.7rem;line-height:1.2;margin:.8rem 0 .4rem}h2{font-size:1.25rem;margin:2.2rem 0 .5rem;border-bottom:1px solid var(--line)}h3{font-size:1.05rem}
 a{color:var(--link)}nav{font-size:.9rem;color:var(--soft)}img{max-width:100%;height:auto}p,li{max-width:44rem}
-.wide{overflow-x:auto;margin:.6rem 0}table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums}
-th,td{padding:.25rem .6rem;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}td:first-child,th:first-child{text-align:left}
+.wide{overflow-x:auto;margin:.6rem 0}table{border:0;border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums}
+th,td{padding:.25rem .6rem;border:0;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}td:first-child,th:first-child{text-align:left}
 thead th{background:var(--tint);cursor:pointer;position:relative}thead th[aria-sort=ascending]:after{content:" \\25B2";font-size:.7em}thead th[aria-sort=descending]:after{content:" \\25BC";font-size:.7em}
 pre{overflow-x:auto;background:var(--tint);padding:.6rem;font-size:.8rem;border-radius:4px}code{font-size:.9em}
 details{margin:.4rem 0;color:var(--soft)}details summary{cursor:pointer;font-size:.8rem}blockquote{margin:.4rem 0;padding-left:.8rem;border-left:3px solid var(--line);color:var(--soft)}
@@ -214,6 +213,7 @@ _BODY = """
 {%- block stream_stdout %}<pre>{{ output.text | ansi2html }}</pre>{% endblock -%}
 {%- block stream_stderr %}{% endblock -%}
 {%- block error %}<pre class="error">{{ output.traceback | join('\\n') | ansi2html }}</pre>{% endblock -%}
+{%- block execute_result %}{% block data_priority scoped %}{{ super() }}{% endblock %}{% endblock -%}
 {%- block data_html %}{{ output.data['text/html'] }}{% endblock -%}
 {%- block data_markdown %}{{ output.data['text/markdown'] | markdown2html }}{% endblock -%}
 {%- block data_png %}<img alt="{{ cell.metadata.get('alt', 'figure') | e }}" src="data:image/png;base64,{{ output.data['image/png'] | replace('\\n', '') }}">{% endblock -%}
@@ -227,6 +227,8 @@ def notebook_body(
     book = nbformat.read(notebook, 4)
     _describe_figures(book)
     prefer = ["text/html", "text/markdown", "image/png", "text/plain"]
+    from nbconvert import HTMLExporter
+    from traitlets.config import Config
     exporter = HTMLExporter(raw_template=_BODY, exclude_anchor_links=True, config=Config({"NbConvertBase": {"display_data_priority": prefer}}))
     body, _ = exporter.from_notebook_node(book)
     return re.sub(r"<style[^>]*>.*?</style>", "", body, flags=re.S).strip()

@@ -28,7 +28,7 @@ class StudyError(ValueError):
 REASONS = {
     "empty": "the file has no bytes",
     "not_dicom": "the file is not DICOM",
-    "unreadable": "the DICOM header cannot be read",
+    "unreadable": "the header cannot be read",
     "not_ct": "the object is not a CT image",
     "derived": "a secondary capture or a summary, not an acquired image",
     "scout": "a localiser image",

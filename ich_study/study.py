@@ -30,7 +30,7 @@ from .preprocess import RECIPES, make_recipe
 from .schema import LABELS, StudyError, check_table
 
 # %% ../nbs/64_study.ipynb #c4401f61
-IMAGE_SIZE = {"quick": 128, "paper": 256}  # side of an image in each profile (pixels)
+IMAGE_SIZE = {"quick": 64, "paper": 256}  # side of an image in each profile (pixels)
 PROFILES = tuple(IMAGE_SIZE)
 KINDS = {"phantom": {"kind", "folder", "patients", "seed"}, "ct_ich": {"kind", "folder"},
          "folder": {"kind", "folder", "labels"}}  # keys each kind of data set takes

@@ -21,9 +21,9 @@ from jupyter_client.kernelspec import KernelSpecManager
 from tqdm.auto import tqdm
 
 import ich_study
-from .agreement import agreement_table, band_table
+from .agreement import agreement_table, band_table, call_table
 from .comparison import compare_table
-from .detection import choose_thresholds, detection_table, fold_table
+from .detection import apply_thresholds, choose_thresholds, detection_table, fold_table
 from .paths import Paths, study_files, study_root, whole_file
 from .predictions import collect_runs, run_complete
 from .reports import Outcome, check_kernel, check_parameters, execute, links_table, render, save_page
@@ -126,7 +126,7 @@ def run_missing(
             yield tasks[task], outcome
 
 # %% ../nbs/92_sweep.ipynb #efe2a37d
-TABLES = ("predictions", "volumes", "thresholds", "detection", "image_detection", "fold_auc", "agreement", "bands", "comparison")
+TABLES = ("predictions", "volumes", "thresholds", "detection", "image_detection", "fold_auc", "agreement", "bands", "calls", "comparison")
 
 def save_statistics(
     study:Study,
@@ -162,6 +162,7 @@ def _statistics(predictions, volumes, inputs)->dict:
             "detection": detection_table(scored, thresholds),
             "image_detection": detection_table(tested, thresholds, unit="image"),
             "fold_auc": fold_table(tested), "agreement": agreement_table(everything), "bands": band_table(everything),
+            "calls": call_table(apply_thresholds(tested, thresholds), volumes),
             "comparison": pd.concat([compare_table(tested, volumes, over=o) for o in ("recipe", "model")], ignore_index=True)}
 
 def _noted(file:Path)->str: return json.loads(file.read_text()).get("stamp", "") if file.is_file() else ""

@@ -95,6 +95,11 @@ def test_every_public_function_is_shown(nb):
     assert not quiet, f"{quiet} are neither shown in {nb.name} nor used in it"
 
 
+@pytest.mark.parametrize("nb", LIB, ids=name)
+def test_outputs_hold_no_chatter(nb):
+    assert not [o.text for c in cells(nb) for o in c.outputs if o.get("name") == "stderr"], "run `make export`"
+
+
 @pytest.mark.parametrize("nb", [*LIB, *STUDY], ids=name)
 def test_notebook_is_light(nb):
     assert nb.stat().st_size <= 200_000
@@ -113,7 +118,7 @@ def exported(tmp_path_factory):
     (copy/"ich_study").mkdir()
     (copy/"ich_study"/"__init__.py").write_text('__version__ = "0.0.0"\n')
     tool("-c", "from nbdev.clean import nbdev_clean; nbdev_clean()", cwd=copy)
-    tool("-c", "from nbdev.export import nbdev_export; nbdev_export()", cwd=copy)
+    tool("-c", "from nbdev.doclinks import nbdev_export; nbdev_export()", cwd=copy)
     return copy
 
 
