@@ -445,14 +445,18 @@ def count_table(
     index:pd.DataFrame, # an index table
     series:pd.DataFrame|None=None, # a series table, where labels are known for series alone
 )->pd.DataFrame: # rows: used, unused, the labels, none; columns: images, series, patients
-    "Images, series and patients that are used and that have each label"
+    "Images, series and patients that are used and that have each label; missing where nothing is known of a label"
     used = index[index.used]
     units = used if series is None else series
     def counts(rows, of): return {"images": len(rows), "series": of.series.nunique(), "patients": of.patient.nunique()}
     out = {"used": counts(used, used), "unused": counts(index[~index.used], index[~index.used])}
     for label in LABELS: out[label] = counts(used[used[label].fillna(False)], units[units[label].fillna(False)])
     out["none"] = counts(used[~used["any"].fillna(True)], units[units.series.isin(_free_series(units))])
-    return pd.DataFrame(out).T.rename_axis("files")
+    table = pd.DataFrame(out).T.astype("Int64").rename_axis("files")
+    for row in (*LABELS, "none"):
+        label = "any" if row == "none" else row
+        if used[label].isna().all() and units[label].isna().all(): table.loc[row] = pd.NA
+    return table
 
 def _free_series(units:pd.DataFrame):
     "Series all of whose rows are known to be without haemorrhage"
