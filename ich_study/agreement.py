@@ -132,8 +132,9 @@ def _row(metric, value, low, high, n, method, reason=""):
     return dict(metric=metric, value=value, low=low, high=high, n=n, unit="series", method=method, reason=(reason or ("undefined" if missing else "")) or None)
 
 def _error_rows(d, patients, metrics=("mae_ml", "median_error_ml", "rmse_ml")):
-    draw = lambda f: cluster_bootstrap(lambda at: f(d[at]), patients, np.random.default_rng(0))
-    return [_row(m, float(ERRORS[m](d)), *draw(ERRORS[m]), len(d), RESAMPLED) for m in metrics]
+    alone = len(np.unique(patients)) < 2
+    draw = lambda f: (np.nan, np.nan) if alone else cluster_bootstrap(lambda at: f(d[at]), patients, np.random.default_rng(0))
+    return [_row(m, float(ERRORS[m](d)), *draw(ERRORS[m]), len(d), RESAMPLED, "a single patient: no interval" if alone else "") for m in metrics]
 
 def _decision_rows(t, p, patients):
     "Sensitivity and specificity of being at or above 30 mL"

@@ -161,7 +161,7 @@ body{margin:0 auto;max-width:60rem;padding:1rem 1.2rem 4rem;background:var(--pap
 h1{font-size:1.7rem;line-height:1.2;margin:.8rem 0 .4rem}h2{font-size:1.25rem;margin:2.2rem 0 .5rem;border-bottom:1px solid var(--line)}h3{font-size:1.05rem}
 a{color:var(--link)}nav{font-size:.9rem;color:var(--soft)}img{max-width:100%;height:auto}p,li{max-width:44rem}
 .wide{overflow-x:auto;margin:.6rem 0}table{border:0;border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums}
-th,td{padding:.25rem .6rem;border:0;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}td:first-child,th:first-child{text-align:left}
+th,td{padding:.25rem .6rem;border:0;border-bottom:1px solid var(--line);text-align:right;vertical-align:top;white-space:nowrap}td:first-child,th:first-child{text-align:left}
 thead th{background:var(--tint);cursor:pointer;position:relative}thead th[aria-sort=ascending]:after{content:" \\25B2";font-size:.7em}thead th[aria-sort=descending]:after{content:" \\25BC";font-size:.7em}
 pre{overflow-x:auto;background:var(--tint);padding:.6rem;font-size:.8rem;border-radius:4px}code{font-size:.9em}
 details{margin:.4rem 0;color:var(--soft)}details summary{cursor:pointer;font-size:.8rem}blockquote{margin:.4rem 0;padding-left:.8rem;border-left:3px solid var(--line);color:var(--soft)}
