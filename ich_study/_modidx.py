@@ -510,6 +510,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'ich_study.study.prepare': ('study.html#prepare', 'ich_study/study.py'),
                                  'ich_study.study.run_fingerprint': ('study.html#run_fingerprint', 'ich_study/study.py'),
                                  'ich_study.study.run_settings': ('study.html#run_settings', 'ich_study/study.py'),
+                                 'ich_study.study.set_threads': ('study.html#set_threads', 'ich_study/study.py'),
                                  'ich_study.study.study_key': ('study.html#study_key', 'ich_study/study.py')},
             'ich_study.sweep': { 'ich_study.sweep.Summary': ('sweep.html#summary', 'ich_study/sweep.py'),
                                  'ich_study.sweep.Summary.__str__': ('sweep.html#summary.__str__', 'ich_study/sweep.py'),

@@ -18,6 +18,7 @@ import pandas as pd
 from .batches import Normaliser
 from .cache import build_cache
 from .cohort import index_folder
+from .models import load_model_spec
 from .paths import Paths
 from .predictions import load_run, prediction_table, volume_table
 from .preprocess import Recipe
@@ -33,7 +34,7 @@ def load_fitted(
     about = load_run(run)[2]
     if not (run/"model.keras").is_file(): raise StudyError(f"{run} has no model.keras; run it again")
     model = keras.models.load_model(run/"model.keras", compile=False)
-    unit = "series" if "image_labels" in model.output_names else "image"
+    unit = load_model_spec(about["model"]).unit
     steps = tuple((s, p) for s, p in about["recipe_steps"]["steps"])
     recipe = Recipe(about["recipe_steps"]["name"], steps, about["recipe_steps"]["normalise"])
     return Fitted(model, unit, Settings(**about["settings"]), Normaliser(**about["normaliser"]), about["blood_sd"], pd.DataFrame()), recipe, about

@@ -314,7 +314,7 @@ def write_patient(
             _save_series(patient, hu, part)
             os.replace(part, final)
         except OSError as e:
-            raise StudyError(f"cannot write {final}: {e.strerror or e}; free some space or choose another folder") from e
+            raise StudyError(f"cannot write {final}: {e.strerror or str(e).splitlines()[0]}; free some space or choose another folder") from e
         finally: shutil.rmtree(part, ignore_errors=True)
     return patient_tables(patient)
 
