@@ -137,7 +137,8 @@ def test_an_interrupted_study_goes_on(root, tmp_path):
                      .replace("models: [bhcnet, cnn_lstm]", "models: [bhcnet]"))
     environment = os.environ | {"ICH_STUDY_ROOT": str(root), "PYTHONPATH": str(ROOT)}
     started = subprocess.Popen([sys.executable, "-c", "import sys; from ich_study.cli import main; sys.exit(main())", "run", other, "--workers", "1"],
-                               cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+                               cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a background shell ignores it
     first = root/"runs/cut/plain/bhcnet/base/seed17/fold0/run.json"
     for _ in range(1200):
         if first.is_file() or started.poll() is not None: break
