@@ -32,7 +32,7 @@ study: .venv/ready  ## run the main job: synthetic patients to reports/phantom/i
 	$(BIN)/ich-study run
 
 test: .venv/ready  ## run all tests, every notebook among them
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=25
 
 setup: .venv/ready  ## make the environment only
 

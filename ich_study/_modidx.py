@@ -449,6 +449,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'ich_study.reports.Parameter': ('reports.html#parameter', 'ich_study/reports.py'),
                                    'ich_study.reports._declared': ('reports.html#_declared', 'ich_study/reports.py'),
                                    'ich_study.reports._describe_figures': ('reports.html#_describe_figures', 'ich_study/reports.py'),
+                                   'ich_study.reports._hide_places': ('reports.html#_hide_places', 'ich_study/reports.py'),
                                    'ich_study.reports._reached': ('reports.html#_reached', 'ich_study/reports.py'),
                                    'ich_study.reports._run': ('reports.html#_run', 'ich_study/reports.py'),
                                    'ich_study.reports.check_kernel': ('reports.html#check_kernel', 'ich_study/reports.py'),

@@ -225,7 +225,7 @@ def notebook_body(
 )->str: # HTML without head
     "Prose, folded code and outputs of a notebook"
     book = nbformat.read(notebook, 4)
-    _describe_figures(book)
+    _describe_figures(book), _hide_places(book)
     prefer = ["text/html", "text/markdown", "image/png", "text/plain"]
     from nbconvert import HTMLExporter
     from traitlets.config import Config
@@ -241,6 +241,12 @@ def _describe_figures(book):
         found = re.findall(r"^#+ +(.+)$", cell.source, flags=re.M) if cell.cell_type == "markdown" else []
         if found: heading = found[-1]
         cell.metadata.setdefault("alt", f"Figure: {heading}")
+
+def _hide_places(book):
+    "Leave only the last part of absolute paths among the given parameters"
+    for cell in book.cells:
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.source = re.sub(r'^(\w+ = ")/[^"\n]*/(?=[^"/\n]+"$)', r"\1…/", cell.source, flags=re.M)
 
 def render(
     notebook:str|Path, # executed

@@ -86,6 +86,7 @@ def test_pages_are_whole_and_light(root):
         links = re.findall(r'(?:src|href)="([^"]+)"', text)
         assert all(l.startswith(("data:", "#")) or l in pages for l in links), (name, [l for l in links if not l.startswith("data:")])
         assert "Traceback" not in text and not re.search(r">\s*nan\s*<", text), name
+        assert str(root) not in text and str(ROOT) not in text, name
 
 
 def test_no_identifier_reaches_a_page_or_a_table(root):
