@@ -182,7 +182,7 @@ def forest(
     return figure
 
 # %% ../nbs/85_figures.ipynb #90812fa0
-BARS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+BARS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999", "#F0E442")
 
 def band_errors(
     bands:pd.DataFrame, # statistics of `band_table`

@@ -123,7 +123,7 @@ def execute(
     check_parameters(notebook, parameters), check_kernel(kernel)
     out, start = Path(out), time.monotonic()
     part, failed = out.with_name(f"{out.stem}.{os.getpid()}.part.ipynb"), out.with_name("failed.ipynb")
-    for old in (out, failed): old.unlink(missing_ok=True)
+    for old in (out, failed, *out.parent.glob(f"{out.stem}.*.part.ipynb")): old.unlink(missing_ok=True)  # also what a killed process left
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         cell, error = _run(notebook, part, parameters, kernel, timeout_s)
@@ -148,9 +148,9 @@ def _run(notebook, part, parameters, kernel, timeout_s)->tuple:
     return 0, ""
 
 def _reached(part:Path)->int:
-    "The last cell that has an execution count"
+    "The last code cell that was started; a killed kernel leaves no execution count, papermill's start times stay"
     cells = nbformat.read(part, 4).cells if part.is_file() else []
-    return max((c.execution_count or 0 for c in cells if c.cell_type == "code"), default=0)
+    return sum(c.cell_type == "code" and bool(c.metadata.get("papermill", {}).get("start_time")) for c in cells)
 
 # %% ../nbs/90_reports.ipynb #f8eb8855
 STYLE = """
