@@ -18,7 +18,8 @@ def _phantom(a):
     print(f"{a.patients} synthetic patients: {out}/dicom, {out}/masks, {out}/labels.csv, {out}/truth.csv")
 
 def _index(a):
-    from ich_study.cohort import count_table, index_ct_ich, index_folder, reason_table, save_index
+    from ich_study.cohort import count_table, index_folder, reason_table, save_index
+    from ich_study.ct_ich import index_ct_ich
     from ich_study.paths import Paths, study_root
     from ich_study.study import study_key
     options = dict(key=study_key(Paths(study_root())), workers=a.workers)

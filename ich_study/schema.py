@@ -55,11 +55,11 @@ _volumes = {"blood_ml": "number"} | {name: "number" for name in SUBTYPE_ML}
 
 # %% ../nbs/00_schema.ipynb #fc904640
 INDEX = Table({
-    "dataset": "text", "patient": "text?", "study": "text?", "series": "text?", "image": "text?", "file": "text",
+    "dataset": "text", "patient": "text?", "study": "text?", "series": "text?", "image": "text?", "file": "text", "frame": "count?",
     "position_mm": "number", "gap_mm": "number", "row_mm": "number", "col_mm": "number",
     "rows": "count?", "columns": "count?", **_labels, **_volumes, "volume_source": "text",
     "mask_file": "text?", "mask_index": "count?", "digest": "text?", "used": "flag", "reason": "text?",
-}, key=("dataset", "file"))
+}, key=("dataset", "file", "frame"))
 
 # %% ../nbs/00_schema.ipynb #88dbc122
 SERIES = Table({

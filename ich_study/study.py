@@ -22,7 +22,8 @@ import yaml
 import ich_study
 from .baselines import baseline_tables
 from .cache import Cache, build_cache
-from .cohort import index_ct_ich, index_folder, listing_stamp
+from .cohort import index_folder, listing_stamp
+from .ct_ich import index_ct_ich
 from .folds import load_folds, make_folds, save_folds
 from .models import model_names
 from .paths import Paths, check_name, study_files, study_root, whole_file
