@@ -24,7 +24,7 @@ from .preprocess import Recipe, apply_recipe
 from .schema import INDEX, StudyError
 
 # %% ../nbs/40_cache.ipynb #0dcb80f1
-PRIVATE = ("file", "mask_file", "mask_index", "digest", "used", "reason")  # index columns a cache does not keep
+PRIVATE = ("file", "mask_file", "mask_index", "mask_kind", "digest", "used", "reason")  # index columns a cache does not keep
 CHUNK = 32  # images one task works on
 
 @dataclass(frozen=True)

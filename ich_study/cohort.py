@@ -92,7 +92,7 @@ def check_used(
 # %% ../nbs/25_cohort.ipynb #120298b5
 def _joined(table:pd.DataFrame, labels:Labels|None, source:str)->pd.DataFrame:
     "The files with their labels; the ones the labels table does not know are no longer used"
-    columns = [*LABELS, *VOLUME_COLUMNS, "mask_file", "mask_index"]
+    columns = [*LABELS, *VOLUME_COLUMNS, "mask_file", "mask_index", "mask_kind"]
     if labels is None: return table.reindex(columns=[*table, *columns]).assign(volume_source="none", label=None)
     found = _label_names(table, labels)
     lost = _without_file(labels, found, table)
@@ -181,7 +181,7 @@ def series_of_index(
     for ml in VOLUME_COLUMNS: out[ml] = used[ml].fillna(np.inf).groupby(used.series, sort=False).sum().replace(np.inf, np.nan)
     out["volume_source"] = groups.volume_source.first().where(out.blood_ml.notna(), "none")
     out["flags"] = _flag_text(_series_flags(index))
-    out[["manufacturer", "kernel", "sex"]], out[["thickness_mm", "tilt_deg", "age"]] = None, np.nan
+    out[["manufacturer", "kernel", "sex"]], out[["thickness_mm", "tilt_deg", "age", "uncertain_ml"]] = None, np.nan
     return check_table(out.reset_index(), "series")
 
 # %% ../nbs/25_cohort.ipynb #d09d6024
@@ -310,6 +310,6 @@ def data_fingerprint(
 )->str: # 16 hexadecimal digits
     "Hash of what the used images are, wherever they lie and whatever they are called"
     used = index[index.used]
-    content = used[["digest", "frame", "position_mm", "gap_mm", "row_mm", "col_mm", *LABELS, *VOLUME_COLUMNS, "volume_source", "mask_index"]]
+    content = used[["digest", "frame", "position_mm", "gap_mm", "row_mm", "col_mm", *LABELS, *VOLUME_COLUMNS, "volume_source", "mask_index", "mask_kind"]]
     content = content.assign(patient=pd.factorize(used.patient)[0], series=pd.factorize(used.series)[0])
     return hashlib.sha256(content.to_csv(index=False).encode()).hexdigest()[:16]

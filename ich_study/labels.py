@@ -105,7 +105,8 @@ def _with_masks(table:pd.DataFrame, path:Path)->pd.DataFrame:
     if lost:
         raise StudyError(f"{path} names {len(lost)} masks that are not there, first: {lost[0]}; "
                          "paths count from the folder of the CSV")
-    return table.assign(mask_index=number.astype("Int64"), mask_file=table.mask_file.map({n: str(f.resolve()) for n, f in there.items()}))
+    return table.assign(mask_index=number.astype("Int64"), mask_file=table.mask_file.map({n: str(f.resolve()) for n, f in there.items()}),
+                        mask_kind=table.mask_kind.mask(table.mask_file.notna() & table.mask_kind.isna(), "fractions"))
 
 # %% ../nbs/24_labels.ipynb #c82ab159
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def load_labels(
     if out.name.isna().any(): raise StudyError(f"{path}, row {out.name.isna().idxmax() + 2}: the column {level!r} is empty")
     for column in LABELS: out[column] = parse_flags(table[column], path) if column in table else pd.array([None]*len(table), "boolean")
     for column in VOLUME_COLUMNS: out[column] = parse_amounts(table[column], path) if column in table else np.nan
-    for column in ("mask_file", "mask_index"): out[column] = table[column] if column in table else None
+    for column in ("mask_file", "mask_index", "mask_kind"): out[column] = table[column] if column in table else None
     out = _with_masks(_with_any(out, path), path).drop_duplicates()
     double = out.name.duplicated()
     if double.any():
