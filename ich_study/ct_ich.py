@@ -7,31 +7,40 @@ __all__ = ['index_ct_ich']
 
 # %% ../nbs/26_ct_ich.ipynb #24416c0b
 import hashlib
+import os
+import stat
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
-from PIL import Image
 
 from .cohort import check_used, hash_name, make_index, series_of_index
 from .dicom import map_files
 from .labels import parse_flags, read_csv
+from .masks import open_picture, with_masks
+from .nifti import UnusableFile, read_nifti
 from .schema import SUBTYPES, StudyError, check_table
+from .volume import image_gaps_mm
 
 # %% ../nbs/26_ct_ich.ipynb #5e6eaceb
 _CT_ICH = {"Epidural": "epidural", "Intraparenchymal": "intraparenchymal", "Intraventricular": "intraventricular",
            "Subarachnoid": "subarachnoid", "Subdural": "subdural"}
+_MAX_JPEG = 2**24  # bytes of one picture
 
 def _read_jpeg(path)->dict:
-    "Digest and size of one picture, or the reason why not"
+    "Digest and size of one picture and its mask, or the reason why not"
     row = {"file": str(path), "used": False}
     try:
-        data = Path(path).read_bytes()
-        if not data: return row | {"reason": "empty"}
-        with Image.open(path) as image:
-            image.load()
-            digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-            return row | {"digest": digest, "columns": image.width, "rows": image.height, "used": True, "reason": None}
-    except (OSError, SyntaxError, ValueError): return row | {"reason": "unreadable"}
+        about = os.stat(path)
+        if not stat.S_ISREG(about.st_mode): return row | {"reason": "unreadable"}
+        if not 0 < about.st_size <= _MAX_JPEG: return row | {"reason": "too_large" if about.st_size else "empty"}
+        rows, columns = open_picture(path).shape
+        digest = hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
+    except UnusableFile as e: return row | {"reason": e.reason}
+    except OSError: return row | {"reason": "unreadable"}
+    mask = Path(path).with_name(f"{Path(path).stem}_HGE_Seg.jpg")
+    masked = {"mask_file": str(mask), "mask_index": 0, "mask_kind": "any"} if mask.is_file() else {}
+    return row | {"digest": digest, "columns": columns, "rows": rows, "used": True, "reason": None} | masked
 
 # %% ../nbs/26_ct_ich.ipynb #405359df
 def _ct_ich_labels(path:Path)->pd.DataFrame:
@@ -53,9 +62,9 @@ def _ct_ich_labels(path:Path)->pd.DataFrame:
     return out
 
 # %% ../nbs/26_ct_ich.ipynb #de1df43e
-def _ct_ich_people(path:Path)->pd.DataFrame:
+def _ct_ich_people(path:Path|None)->pd.DataFrame:
     "Age (years) and sex by patient number; empty if there is no such table"
-    if not path.is_file(): return pd.DataFrame({"age": [], "sex": []}, index=pd.Index([], dtype=int))
+    if path is None: return pd.DataFrame({"age": [], "sex": []}, index=pd.Index([], dtype=int))
     table = read_csv(path).rename(columns=lambda c: str(c).split()[0].lower())
     if not {"patient", "age", "gender"} <= set(table):
         raise StudyError(f"{path}: columns for patient number, age and gender were expected; it has {list(table)}")
@@ -69,36 +78,92 @@ def _ct_ich_files(folder:Path)->dict:
     return {(int(p.parts[-3]), int(p.stem)): p for p in found}
 
 # %% ../nbs/26_ct_ich.ipynb #059d2f6b
+def _index_pictures(folder, workers, progress)->pd.DataFrame:
+    "One row per picture or label of the 1.0.0 form"
+    labels, files = _ct_ich_labels(folder/"hemorrhage_diagnosis.csv").set_index(["patient_id", "number"]), _ct_ich_files(folder)
+    wanted = sorted({*labels.index, *files})
+    read = map_files(_read_jpeg, [files[k] for k in wanted if k in files], workers, progress, "pictures")
+    read = pd.DataFrame(read, columns=["file", "digest", "rows", "columns", "used", "reason", "mask_file", "mask_index", "mask_kind"])
+    table = labels.reindex(wanted).reset_index()
+    table["file"] = [str(files.get(k, folder/"Patients_CT"/f"{k[0]:03d}"/"brain"/f"{k[1]}.jpg")) for k in wanted]
+    table = table.merge(read, on="file", how="left").astype({"reason": object})
+    table.loc[table.used.isna(), "reason"] = "no_file"
+    return table.assign(volume_source="none")
+
+# %% ../nbs/26_ct_ich.ipynb #a2afc269
+_IMAGE = ["file", "frame", "position_mm", "row_mm", "col_mm", "rows", "columns", "tilt_deg", "digest", "used", "reason"]
+
+def _read_volume(path)->list: return read_nifti(path, assume=True)
+
+def _numbered_files(folder:Path)->dict:
+    "Patient number to NIfTI file"
+    return {int(p.name.split(".")[0]): p for p in sorted(folder.glob("*.nii*"), reverse=True) if p.name.split(".")[0].isdigit()}
+
+def _numbered(labels:pd.DataFrame, images:pd.DataFrame)->pd.DataFrame:
+    "Labels of one patient with the `frame` each belongs to"
+    labels = labels.sort_values("number")
+    return labels.assign(frame=np.arange(len(labels)) if len(labels) == len(images) else labels.number - 1)
+
+def _index_volume(patient:int, path:Path, labels:pd.DataFrame, images:pd.DataFrame, mask:Path|None)->pd.DataFrame:
+    "One row per image or label of one patient"
+    labels = _numbered(labels, images).assign(file=str(path))
+    if not images.used.all() or not len(images):
+        reason = images.reason.iloc[0] if len(images) else "no_file"
+        return (labels if len(labels) else images.assign(patient_id=patient, number=0)).assign(used=False, reason=reason)
+    table = images.assign(gap_mm=image_gaps_mm(images.position_mm)).merge(labels, on=["file", "frame"], how="outer")
+    table = table.astype({"reason": object}).assign(patient_id=patient, number=table.number.fillna(table.frame + 1))
+    table.loc[table.used.isna(), "reason"] = "no_file"
+    there = table.used.eq(True)
+    if mask is None: return table.assign(volume_source="none")
+    masked = with_masks(table[there], mask, "ct_ich")
+    return pd.concat([masked, table[~there]]).sort_values("frame", ignore_index=True)
+
+def _index_volumes(folder, workers, progress)->pd.DataFrame:
+    "One row per image or label of the 1.3.1 form"
+    labels = _ct_ich_labels(folder/"hemorrhage_diagnosis_raw_ct.csv")
+    files, masks = _numbered_files(folder/"ct_scans"), _numbered_files(folder/"masks")
+    read = dict(zip(files, map_files(_read_volume, list(files.values()), workers, progress, "volumes")))
+    parts = []
+    for patient in sorted({*labels.patient_id, *files}):
+        path = files.get(patient, folder/"ct_scans"/f"{patient:03d}.nii")
+        images = pd.DataFrame(read.get(patient, []), columns=_IMAGE).astype({"used": bool})
+        parts.append(_index_volume(patient, path, labels[labels.patient_id == patient], images, masks.get(patient)))
+    return pd.concat(parts, ignore_index=True)
+
+# %% ../nbs/26_ct_ich.ipynb #63745109
 def index_ct_ich(
-    folder:str|Path, # holds `hemorrhage_diagnosis.csv` and `Patients_CT`
+    folder:str|Path, # one of the two published forms, as unpacked
     dataset:str="ct_ich", # name of the data set
     key:bytes=b"", # secret for the hashes
     workers:int=2, # processes for large folders
     progress:bool=True, # show a bar
 )->tuple: # (index, series) tables
-    "Index and series tables of PhysioNet CT-ICH in the form of version 1.0.0"
+    "Index and series tables of PhysioNet CT-ICH, version 1.0.0 (JPEG, no volumes) or 1.3.1 (NIfTI, volumes from masks)"
     folder = Path(folder).expanduser().absolute()
-    if not (folder/"Patients_CT").is_dir() or not (folder/"hemorrhage_diagnosis.csv").is_file():
-        raise StudyError(f"{folder} is not PhysioNet CT-ICH in its 1.0.0 form: it should hold Patients_CT and hemorrhage_diagnosis.csv")
-    labels, files = _ct_ich_labels(folder/"hemorrhage_diagnosis.csv").set_index(["patient_id", "number"]), _ct_ich_files(folder)
-    wanted = sorted({*labels.index, *files})
-    read = map_files(_read_jpeg, [files[k] for k in wanted if k in files], workers, progress, "pictures")
-    read = pd.DataFrame(read, columns=["file", "digest", "rows", "columns", "used", "reason"])
-    table = labels.reindex(wanted).reset_index()
-    table["file"] = [str(files.get(k, folder/"Patients_CT"/f"{k[0]:03d}"/"brain"/f"{k[1]}.jpg")) for k in wanted]
-    table = table.merge(read, on="file", how="left").astype({"reason": object})
-    table.loc[table.used.isna(), "reason"] = "no_file"
-    table.loc[table.used.eq(True) & table["any"].isna(), "reason"] = "no_label"
+    forms = {"1.0.0": ("Patients_CT", "hemorrhage_diagnosis.csv", _index_pictures),
+             "1.3.1": ("ct_scans", "hemorrhage_diagnosis_raw_ct.csv", _index_volumes)}
+    found = [f for f, (at, csv, _) in forms.items() if (folder/at).is_dir() and (folder/csv).is_file()]
+    if len(found) != 1:
+        wanted = " or ".join(f"{at} and {csv} ({f})" for f, (at, csv, _) in forms.items())
+        raise StudyError(f"{folder} is not PhysioNet CT-ICH in one of its forms: it should hold {wanted}, "
+                         f"and holds {'both; give one of them' if found else 'neither'}")
+    table = forms[found[0]][2](folder, workers, progress)
+    table.loc[table.reason.isna() & table["any"].isna(), "reason"] = "no_label"
     table["used"] = table.reason.isna()
     check_used(table, folder)
     return _ct_ich_tables(table, folder, dataset, key)
 
 def _ct_ich_tables(table, folder, dataset, key):
-    names = table.patient_id.astype(str)
-    table = table.assign(patient_id=names, study_uid=names, series_uid=names, volume_source="none",
-                         image_name=names + "/" + table.number.astype(str))
+    names = table.patient_id.astype(int).astype(str)
+    table = table.assign(patient_id=names, study_uid=names, series_uid=names, volume_source=table.volume_source.fillna("none"),
+                         image_name=names + "/" + table.number.astype(int).astype(str))
     index = make_index(table, dataset, key)
-    series, people = series_of_index(index), _ct_ich_people(folder/"Patient_demographics.csv")
-    number = {hash_name("series", n, key): int(n) for n in names.unique()}
+    people = _ct_ich_people(next((p for p in sorted(folder.iterdir()) if p.name.lower() == "patient_demographics.csv"), None))
+    series, number = series_of_index(index), {hash_name("series", n, key): int(n) for n in names.unique()}
     known = {c: people[c].reindex(series.series.map(number)).to_numpy() for c in ("age", "sex")}
+    if "tilt_deg" in table:
+        tilt = table.groupby("series_uid").tilt_deg.median().rename(lambda n: hash_name("series", n, key))
+        known["tilt_deg"] = series.series.map(tilt)
+        known["flags"] = [";".join(filter(None, ["tilted"*bool(t > .5), f if isinstance(f, str) else ""])) or None
+                          for t, f in zip(known["tilt_deg"], series["flags"])]
     return index, check_table(series.assign(**known), "series")

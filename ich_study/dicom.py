@@ -454,6 +454,7 @@ def _frame_rows(ds, base:dict, frames:int, rows:int, columns:int)->list:
         row = base | _scale(own) | _place(own, rows, columns) | {"frame": k, "sop_uid": f"{base['sop_uid']}#{k + 1}"}
         row["thickness_mm"] = element_number(own, "SliceThickness", .1, 50)
         found.append(row | {"reason": _geometry_reason(row), "used": _geometry_reason(row) is None})
+    if not any(row["used"] for row in found): raise Unfit(found[0]["reason"])
     return found
 
 # %% ../nbs/15_dicom.ipynb #787204ca

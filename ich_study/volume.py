@@ -108,10 +108,12 @@ def missing_counts(
 def _between(step:np.ndarray, missing:np.ndarray)->np.ndarray:
     "Images without which their two neighbours would be an ordinary distance apart"
     if len(step) < 2: return np.array([], int)
-    both, usual = step[:-1] + step[1:], np.where(missing > 0, np.inf, step)  # of the inner images
+    both, usual = step[:-1] + step[1:], step/(missing + 1)  # for each inner image; for each gap
     below, above = np.append(np.inf, usual[:-2]), np.append(usual[2:], np.inf)
     like = np.minimum(abs(below - both), abs(above - both)) <= .1*both
-    return np.flatnonzero(like & (np.minimum(below, above) >= .9*both)) + 1
+    roomy = np.minimum(below, above) >= .9*both
+    odd = (abs(step[:-1] - below) > .05*below) & (abs(step[1:] - above) > .05*above)
+    return np.flatnonzero(like & (roomy | odd)) + 1
 
 def doubtful_gaps(
     positions_mm, # positions of a series' images along their normal, any order (mm)
