@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .cohort import check_used, hash_name, index_folder, make_index
+from .cohort import hash_name, index_folder, make_index
 from .series import scan_folder
 from .labels import VOLUME_COLUMNS, Labels, majority, parse_flags, read_csv, verify_labels
 from .schema import LABELS, SERIES, StudyError, check_table
@@ -211,15 +211,6 @@ def _voted(reads:pd.DataFrame, studies:dict, where:str)->Labels:
     return Labels(table, "patient", where, complete=False, findings=verify_labels(votes, voted=True))
 
 # %% ../nbs/28_cq500.ipynb #4f228178
-def _index_chosen(folder, dataset, labels, key, workers, progress, choose):
-    "`index_folder` after a choice of series"
-    index, series = index_folder(folder, dataset, labels, key, workers, progress)
-    table = choose(scan_folder(folder, workers, progress))
-    lost = index.used & index.file.isin(table.file[table.reason.eq("other_series").fillna(False)])
-    index = index.assign(used=index.used & ~lost, reason=index.reason.mask(lost, "other_series"), gap_mm=index.gap_mm.mask(lost))
-    check_used(index, folder)
-    return check_table(index, "index"), check_table(series[series.series.isin(index.series[index.used])], "series")
-
 def _without_images(names:list, folder:Path, dataset:str, key:bytes)->pd.DataFrame:
     "Index rows of studies that have no folder"
     table = pd.DataFrame({"file": [str(folder/n) for n in names], "patient_id": names, "study_uid": names, "series_uid": names})
@@ -242,6 +233,8 @@ def index_cq500(
     progress:bool=True, # show a bar
     override:dict|None=None, # study name -> folder name or SeriesInstanceUID
     leave_out:bool=False, # studies in doubt lose all their images, instead of an error
+    screen:bool=True, # look at the pixels of every image; False reads headers alone
+    parts:str|Path|None=None, # folder that keeps finished chunks of the scan; None: nothing is kept
 )->tuple: # (index, series) tables
     "Index and series tables of CQ500, one chosen series for each study"
     folder = Path(folder).expanduser().absolute()
@@ -255,7 +248,7 @@ def index_cq500(
     if not studies: return lost, _labels_alone(reads, dataset, key)
     labels = None if reads is None else _voted(reads, studies, str(path))
     choose = partial(choose_cq500, override=override, leave_out=leave_out)
-    index, series = _index_chosen(folder, dataset, labels, key, workers, progress, choose)
+    index, series = index_folder(folder, dataset, labels, key, workers, progress, screen=screen, choose=choose, parts=parts)
     return check_table(pd.concat([index, lost], ignore_index=True), "index"), series
 
 # %% ../nbs/28_cq500.ipynb #f69470c6

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .cohort import check_used, hash_name, make_index, series_of_index
+from .cohort import check_used, hash_name, make_index, screen_scan, series_of_index
 from .dicom import map_files
 from .labels import parse_flags, read_csv
 from .masks import open_picture, with_masks
@@ -137,6 +137,8 @@ def index_ct_ich(
     key:bytes=b"", # secret for the hashes
     workers:int=2, # processes for large folders
     progress:bool=True, # show a bar
+    screen:bool=True, # look at the pixels of every image
+    parts:str|Path|None=None, # not used: the collection is small
 )->tuple: # (index, series) tables
     "Index and series tables of PhysioNet CT-ICH, version 1.0.0 (JPEG, no volumes) or 1.3.1 (NIfTI, volumes from masks)"
     folder = Path(folder).expanduser().absolute()
@@ -151,15 +153,21 @@ def index_ct_ich(
     table.loc[table.reason.isna() & table["any"].isna(), "reason"] = "no_label"
     table["used"] = table.reason.isna()
     check_used(table, folder)
+    table = _named(table)
+    if screen: table, _ = screen_scan(table, workers, progress)
     return _ct_ich_tables(table, folder, dataset, key)
 
-def _ct_ich_tables(table, folder, dataset, key):
+def _named(table:pd.DataFrame)->pd.DataFrame:
+    "The rows with the names that patient and image number stand for"
     names = table.patient_id.astype(int).astype(str)
-    table = table.assign(patient_id=names, study_uid=names, series_uid=names, volume_source=table.volume_source.fillna("none"),
-                         image_name=names + "/" + table.number.astype(int).astype(str))
+    table = table.reindex(columns=list(dict.fromkeys([*table, "frame", "position_mm", "row_mm", "col_mm"])))
+    return table.assign(patient_id=names, study_uid=names, series_uid=names, volume_source=table.volume_source.fillna("none"),
+                        image_name=names + "/" + table.number.astype(int).astype(str))
+
+def _ct_ich_tables(table, folder, dataset, key):
     index = make_index(table, dataset, key)
     people = _ct_ich_people(next((p for p in sorted(folder.iterdir()) if p.name.lower() == "patient_demographics.csv"), None))
-    series, number = series_of_index(index), {hash_name("series", n, key): int(n) for n in names.unique()}
+    series, number = series_of_index(index), {hash_name("series", n, key): int(n) for n in table.patient_id.unique()}
     known = {c: people[c].reindex(series.series.map(number)).to_numpy() for c in ("age", "sex")}
     if "tilt_deg" in table:
         tilt = table.groupby("series_uid").tilt_deg.median().rename(lambda n: hash_name("series", n, key))

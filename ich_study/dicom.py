@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'TAGS', 'PLANE', 'COLUMNS', 'NATIVE', 'DEFLATED', 'RLE', 'JPEG2000', 'JPEG', 'PLUGIN', 'CT_IMAGE',
-           'SECONDARY_CAPTURE', 'HEAD', 'MANY', 'Limits', 'Unfit', 'CountingReader', 'open_bytes', 'decodable',
-           'element_text', 'element_number', 'element_short', 'Header', 'open_header', 'image_normal', 'angle_deg',
-           'turned', 'upright', 'place_fields', 'piece', 'stream_size', 'packed_items', 'check_packed', 'frame_headers',
-           'read_file', 'list_files', 'map_files']
+           'SECONDARY_CAPTURE', 'MAKERS', 'HEAD', 'MANY', 'Limits', 'Unfit', 'CountingReader', 'open_bytes',
+           'decodable', 'element_text', 'element_number', 'element_short', 'Header', 'open_header', 'image_normal',
+           'angle_deg', 'turned', 'upright', 'place_fields', 'piece', 'stream_size', 'packed_items', 'check_packed',
+           'frame_headers', 'read_file', 'list_files', 'map_files']
 
 # %% ../nbs/15_dicom.ipynb #d0f4421a
 import hashlib
@@ -165,6 +165,16 @@ def _age(text)->float|None:
     known = len(text) == 4 and text[:3].isdecimal() and text[:3].isascii() and text[3] in _YEARS
     return min(int(text[:3])*_YEARS[text[3]], 90) if known else None
 
+# %% ../nbs/15_dicom.ipynb #a885f48e
+MAKERS = ("Canon", "Fujifilm", "GE", "Hitachi", "NeuroLogica", "Neusoft", "Philips", "Samsung", "Shimadzu", "Siemens", "Synthetic", "Toshiba", "United Imaging")
+
+def _maker(text:str|None)->str|None:
+    found = [m for m in MAKERS if (text or "").upper().startswith(m.upper())]
+    return found[0] if found else "other" if text else None
+
+def _kernel(text:str|None)->str|None:
+    return text if text and len(text) <= 16 and text.replace("_", "").replace("+", "").replace(" ", "").isalnum() else None
+
 # %% ../nbs/15_dicom.ipynb #96b88d91
 def _inflate(file)->CountingReader:
     "The unpacked rest of a deflated file"
@@ -282,8 +292,8 @@ def _fields(ds)->dict:
         patient_id=element_text(ds, "PatientID"), study_uid=element_text(ds, "StudyInstanceUID"),
         series_uid=element_text(ds, "SeriesInstanceUID"), sop_uid=element_text(ds, "SOPInstanceUID"),
         acquisition=element_number(ds, "AcquisitionNumber", -2**31, 2**31), thickness_mm=element_number(ds, "SliceThickness", .1, 50),
-        kernel=element_text(ds, "ConvolutionKernel"), description=element_text(ds, "SeriesDescription"),
-        manufacturer=element_text(ds, "Manufacturer"), contrast=(element_text(ds, "ContrastBolusAgent") or "NONE").upper() not in ("NONE", "NO"),
+        kernel=_kernel(element_text(ds, "ConvolutionKernel")), description=element_text(ds, "SeriesDescription"),
+        manufacturer=_maker(element_text(ds, "Manufacturer")), contrast=(element_text(ds, "ContrastBolusAgent") or "NONE").upper() not in ("NONE", "NO"),
         lossy=element_text(ds, "LossyImageCompression") == "01", age=_age(element_text(ds, "PatientAge")),
         unsigned=small and scale["intercept"] is not None and scale["intercept"] > -100,
         sex=sex if sex in ("M", "F", "O") else None) | scale

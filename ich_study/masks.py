@@ -82,12 +82,19 @@ class _Mask:
     uids: dict | None = None  # SEG: SOPInstanceUID of a source image -> its place
     sources: frozenset = frozenset()  # SEG: images that were looked at, also those without blood
 
+def _image_grid(like):
+    "Grid of the image file, if it is NIfTI"
+    if like is None or not Path(like).is_file(): return None
+    with open(like, "rb") as file: head = file.read(544)
+    return read_grid(like) if is_nifti(head, like) else None
+
 def _nifti_mask(path, name, kind, like)->_Mask:
     grid = read_grid(path, mask=True)
-    if name == "ct_ich":
-        image = read_grid(like)
-        if image.shape[:3] != grid.shape: raise StudyError(f"{path} has the shape {grid.shape}, its images {image.shape}; they should be alike")
-        grid = replace(grid, affine=image.affine, placed=True)
+    alike = _image_grid(like)
+    if name == "ct_ich" or (not grid.placed and alike is not None and alike.shape == grid.shape[:3]):
+        if alike is None: raise StudyError(f"{path}: a mask of kind 'ct_ich' needs the NIfTI file of its images, to be given as `like`")
+        if alike.shape != grid.shape: raise StudyError(f"{path} has the shape {grid.shape}, its images {alike.shape}; they should be alike")
+        grid = replace(grid, affine=alike.affine, placed=True)
     channels = grid.shape[3] if len(grid.shape) > 3 else 1
     wanted = len(SUBTYPES) if name == "fractions" else 1
     if channels != wanted: raise StudyError(f"{path} has the shape {grid.shape}; a mask of kind {name!r} has {wanted} channel{'s'*(wanted > 1)}")
@@ -159,8 +166,9 @@ def _read_seg(path):
             warnings.simplefilter("ignore")
             seg = segread(path)
     except StudyError: raise
-    except Exception as e: raise StudyError(f"{path} cannot be read as a SEG ({type(e).__name__}: {str(e)[:80]})") from None
-    if not (64 <= seg.Rows <= 2048 and 64 <= seg.Columns <= 2048): raise StudyError(f"{path} has {seg.Rows} rows and {seg.Columns} columns")
+    except Exception as e: raise StudyError(f"{path} cannot be read as a SEG ({type(e).__name__})") from None
+    rows, columns = seg.get("Rows"), seg.get("Columns")
+    if not all(isinstance(n, int) and 64 <= n <= 2048 for n in (rows, columns)): raise StudyError(f"{path} has {rows} rows and {columns} columns")
     return seg
 
 def _group(seg, frame:int, name:str):
@@ -205,12 +213,13 @@ def _upright(plane, iop)->np.ndarray:
     if abs(along[0]) < abs(down[0]): plane, along, down = plane.swapaxes(0, 1), down, along
     return plane[::-1 if down[1] < 0 else 1, ::-1 if along[0] < 0 else 1]
 
-def _seg_reader(seg, frames, segments, names, shape)->Callable:
+def _seg_reader(path, seg, frames, segments, names, shape)->Callable:
     "A function that gives one plane of a SEG"
     def plane(place):
         out = np.zeros((*shape, len(names)), np.float32)
         for k, f in frames[frames.place == place].iterrows():
-            stored = _upright(_seg_fraction(seg, k), f.iop)
+            try: stored = _upright(_seg_fraction(seg, k), f.iop)
+            except Exception as e: raise StudyError(f"frame {k + 1} of {path} cannot be decoded ({type(e).__name__})") from None
             for number, name in segments.items():
                 part = stored == number if f.segment == 0 else stored if f.segment == number else None
                 if part is not None: np.maximum(out[..., names.index(name)], part, out=out[..., names.index(name)])
@@ -220,19 +229,22 @@ def _seg_reader(seg, frames, segments, names, shape)->Callable:
 def _seg_mask(path)->_Mask:
     seg = _read_seg(path)
     try:
-        frames, (segments, names) = _seg_frames(seg), _seg_names(seg, path)
-        sources, spacing = frozenset(map(str, (u[2] for u in seg.get_source_image_uids()))), _group(seg, 0, "PixelMeasuresSequence").PixelSpacing
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as e:
-        if isinstance(e, StudyError): raise
-        raise StudyError(f"{path} does not say where its frames are ({type(e).__name__}: {str(e)[:80]})") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            frames, (segments, names) = _seg_frames(seg), _seg_names(seg, path)
+            sources = frozenset(str(u[2]) for u in seg.get_source_image_uids())
+            spacing = [float(v) for v in _group(seg, 0, "PixelMeasuresSequence").PixelSpacing]
+    except StudyError: raise
+    except Exception as e: raise StudyError(f"{path} does not say where its frames are ({type(e).__name__})") from None  # damaged files raise anything
+    if len(spacing) != 2 or not np.isfinite([*spacing, *frames.position_mm]).all(): raise StudyError(f"{path} does not say where its frames are")
     positions = np.unique(frames.position_mm)
     frames["place"] = np.searchsorted(positions, frames.position_mm)
     once = frames.drop_duplicates(["uid", "place"]).dropna(subset="uid")
     uids = dict(zip(once.uid, once.place.astype(int))) if once.uid.is_unique else None
     turned = abs(frames.iop[0][0]) < abs(frames.iop[0][3])
     shape, spacing = ((seg.Columns, seg.Rows), spacing[::-1]) if turned else ((seg.Rows, seg.Columns), spacing)
-    plane = _seg_reader(seg, frames, segments, names, shape)
-    return _Mask(str(path), names, len(positions), *shape, plane, positions, float(spacing[0]), float(spacing[1]), uids, sources)
+    plane = _seg_reader(path, seg, frames, segments, names, shape)
+    return _Mask(str(path), names, len(positions), *shape, plane, positions, *spacing, uids, sources)
 
 # %% ../nbs/23_masks.ipynb #196924f7
 def _open_mask(path, name, like=None)->_Mask:
@@ -276,7 +288,7 @@ def match_mask(
     path:str|Path, # a mask file
     kind:str, # one of `MASK_KINDS`
     images:pd.DataFrame, # images of one series: `position_mm rows columns row_mm col_mm`, for a SEG `sop_uid` if known
-    like:str|Path|None=None, # kind "ct_ich": the image file
+    like:str|Path|None=None, # the image file; a mask that does not know its place takes that of a NIfTI file
 )->pd.Series: # place of each image in the mask, missing where the mask does not reach it
     "Which plane of a mask belongs to which image, by position where the file knows it"
     mask = _open_mask(path, kind, like)
@@ -298,7 +310,7 @@ def read_mask(
     kind:str, # one of `MASK_KINDS`
     rows:int, # of the images
     columns:int, # of the images
-    like:str|Path|None=None, # kind "ct_ich": the image file
+    like:str|Path|None=None, # the image file; a mask that does not know its place takes that of a NIfTI file
 )->tuple: # (images, rows, columns, names) float32, blood fraction 0..1; the names: subtypes, or "any" alone
     "Planes of a mask in the orientation of the study's images"
     mask = _open_mask(path, kind, like)
@@ -344,7 +356,7 @@ def mask_ml(
     places, # (images,): plane of each image from `match_mask`, or missing
     kind:str, # one of `MASK_KINDS`
     images:pd.DataFrame, # the images: `position_mm row_mm col_mm rows columns`; `gap_mm` and labels where they are known
-    like:str|Path|None=None, # kind "ct_ich": the image file
+    like:str|Path|None=None, # the image file; a mask that does not know its place takes that of a NIfTI file
 )->pd.DataFrame: # `blood_ml` and the five subtypes of each image (mL); missing where unknown
     "Blood of each image by a mask, in total and by subtype"
     mask = _open_mask(path, kind, like)
@@ -365,7 +377,7 @@ def with_masks(
 )->pd.DataFrame: # the same rows with `mask_file mask_index mask_kind`, volumes (mL) and their source
     "Lay a mask on the images of a series and fill in what it knows of their volumes"
     if not len(rows): raise StudyError(f"{path}: there are no images to lay it on")
-    like = rows.file.iloc[0] if kind == "ct_ich" else None
+    like = rows.file.iloc[0]
     place = match_mask(path, kind, rows, like)
     ml = mask_ml(path, place, kind, rows, like)
     there = place.notna()
@@ -385,7 +397,7 @@ def load_masks(
     size, kind = (int(rows["rows"].iloc[0]), int(rows["columns"].iloc[0])), rows.mask_kind.dropna().iloc[0]
     parts = {}
     for path, group in rows[~empty].groupby("mask_file", sort=False):
-        planes, names = read_mask(path, group.mask_index, kind, *size, like=group.file.iloc[0] if kind == "ct_ich" else None)
+        planes, names = read_mask(path, group.mask_index, kind, *size, like=group.file.iloc[0])
         parts |= dict(zip(group.index, planes))
     blank = np.zeros((*size, len(names)), np.float32)
     return np.stack([parts.get(i, blank) for i in rows.index]), names

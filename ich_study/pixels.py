@@ -151,7 +151,7 @@ def load_pixels(
     path, frame = Path(own["file"]), own.get("frame")
     frame = None if frame is None or frame is pd.NA or frame != frame else int(frame)
     try:
-        with open(path, "rb") as file: head = file.read(352)
+        with open(path, "rb") as file: head = file.read(544)
     except OSError as e: raise StudyError(f"{path} cannot be read: {e.strerror}; was it moved since the index was made?") from None
     if head[128:132] == b"DICM": return load_image(path, frame)
     if head[:3] == b"\xff\xd8\xff": return load_picture(path)

@@ -62,9 +62,12 @@ def index_rsna(
     key:bytes=b"", # secret for the hashes
     workers:int=2, # processes for large folders
     progress:bool=True, # show a bar
+    screen:bool=True, # look at the pixels of every image; False reads headers alone
+    parts:str|Path|None=None, # folder that keeps finished chunks of the scan; None: nothing is kept
 )->tuple: # (index, series) tables
     "Index and series tables of the training part of RSNA 2019"
     folder = Path(folder).expanduser().absolute()
     if not (folder/"stage_2_train").is_dir() or not (folder/"stage_2_train.csv").is_file():
         raise StudyError(f"{folder} is not RSNA 2019 as published: it should hold stage_2_train.csv and the folder stage_2_train")
-    return index_folder(folder/"stage_2_train", dataset, load_rsna_labels(folder/"stage_2_train.csv"), key, workers, progress)
+    return index_folder(folder/"stage_2_train", dataset, load_rsna_labels(folder/"stage_2_train.csv"), key, workers, progress,
+                        screen=screen, parts=parts)

@@ -20,7 +20,7 @@ from .dicom import COLUMNS, PLANE, angle_deg, image_normal, list_files, map_file
 from .paths import whole_file
 from .pixels import load_image
 from .schema import StudyError
-from .volume import missing_counts
+from .volume import measure_areas
 
 # %% ../nbs/20_series.ipynb #5dd3e2c1
 PARALLEL_DEG = .5  # two planes at a smaller angle are parallel
@@ -147,6 +147,7 @@ FLAGS = {
     "thickness_differs": "images overlap or leave gaps: their thickness is not their distance",
     "incomplete": "an image could not be used, so volumes are lower bounds",
     "missing_image": "one image is missing between others; see its uncertain millilitres",
+    "doubtful": "distances look as if images were lost or moved, or the protocol is unusual; see its uncertain millilitres",
     "missing_images": "more than one image is missing, so there is no volume",
     "conflict": "images contradict each other, so there is no volume",
     "one_image": "a single image, so nothing is known about lengths",
@@ -170,9 +171,10 @@ def geometry_flags(
     s, thick = np.asarray(positions_mm, float), np.asarray(thickness_mm, float)
     if len(s) < 2: return {"one_image": True}
     order = np.argsort(s)
-    steps, missing = np.diff(s[order]), int(missing_counts(s, thick).sum())
+    steps, found = np.diff(s[order]), measure_areas(np.zeros(len(s)), s, thick)
     off = np.abs(thick[order]/np.stack([np.append(steps, steps[-1]), np.insert(steps, 0, steps[0])]) - 1).min(0)
-    return {"uneven": steps.max() > 1.05*steps.min(), "missing_image": missing == 1, "missing_images": missing > 1,
+    return {"uneven": steps.max() > 1.05*steps.min(), "missing_image": found["missing"] == 1 and found["reason"] is None,
+            "missing_images": found["reason"] == "missing_images", "conflict": found["reason"] == "conflict", "doubtful": bool(found["doubtful"]),
             "thickness_differs": (off > .05).mean() > .5}  # from the gaps on both sides, in most images
 
 def series_flags(
@@ -184,7 +186,7 @@ def series_flags(
         used = rows[rows.used]
         if used.empty: continue
         true = geometry_flags(used.position_mm.to_numpy(float), used.thickness_mm.to_numpy(float))
-        true |= {"tilted": used.tilt_deg.iloc[0] > .5, "conflict": rows.reason.eq("conflict").any(), "mixed_planes": rows.reason.eq("other_plane").any(),
+        true |= {"tilted": used.tilt_deg.iloc[0] > .5, "conflict": true.get("conflict") or rows.reason.eq("conflict").any(), "mixed_planes": rows.reason.eq("other_plane").any(),
                  "incomplete": (rows.reason.notna() & ~rows.reason.isin(NO_HOLE)).any(), "no_patient_id": used.patient_id.isna().all()}
         true |= {flag: used[flag].eq(True).any() for flag in ("contrast", "lossy", "unsigned")}
         out[uid] = [f for f in FLAGS if true.get(f)]

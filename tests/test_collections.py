@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from statsmodels.stats.inter_rater import aggregate_raters, fleiss_kappa
 
-from ich_study.cohort import load_pixels
+from ich_study.pixels import load_pixels
 from ich_study.cq500 import (RULES, choose_cq500, cq500_batches, cq500_name, hash_cq500_reads, index_cq500, load_cq500_reads,
                              rank_cq500)
 from ich_study.labels import load_labels, majority, reader_agreement, reader_disagreement, verify_labels
@@ -215,7 +215,7 @@ def test_real_votes_contradict_themselves_in_one_direction_only(real):
 def test_real_batches_and_index_without_images(real, tmp_path):
     assert cq500_batches(READS).value_counts().to_dict() == {"B2": 277, "B1": 214}
     (tmp_path/"reads.csv").symlink_to(READS)
-    index, series = index_cq500(tmp_path, progress=False)
+    index, series = index_cq500(tmp_path, progress=False, screen=False)
     assert len(index) == 491 and set(index.reason) == {"no_file"} and not index.used.any()
     assert len(series) == 491 and (series.images == 0).all() and series["any"].sum() == 205 and series.blood_ml.isna().all()
     assert set(hash_cq500_reads(real, index).series) == set(series.series)
@@ -253,7 +253,7 @@ def rsna(tmp_path_factory):
     write(folder/"stage_2_train.csv", "ID,Label\n" + text)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        index, series = index_rsna(folder, key=b"k", progress=False)
+        index, series = index_rsna(folder, key=b"k", progress=False, screen=False)
     return folder, index.set_index(index.file.str.extract(r"ID_(\w+?)(?:\.dcm)?$")[0].to_numpy()), series, told
 
 
@@ -314,7 +314,7 @@ def test_rsna_rows_that_cannot_be_understood_are_named(tmp_path, row, says):
 
 
 def test_rsna_folder_must_be_as_published(tmp_path):
-    with pytest.raises(StudyError, match="stage_2_train.csv"): index_rsna(tmp_path, progress=False)
+    with pytest.raises(StudyError, match="stage_2_train.csv"): index_rsna(tmp_path, progress=False, screen=False)
 
 
 def test_rsna_long_table_is_read_in_seconds(tmp_path):
@@ -358,7 +358,7 @@ def cq500(tmp_path_factory):
                    ("CQ500-CT-2", 20, "CT Plain", "H31s", 4, 27), ("CQ500CT3", 30, "CT PRE CONTRAST THIN", "UB", 2.5, 42),
                    ("CQ500CT9 CQ500CT9", 90, "CT 5mm", "UB", 5, 22)): save_series(folder, *series)
     (folder/"CQ500CT3"/"Unknown Study"/"CT PRE CONTRAST THIN"/"CT000017.dcm").unlink()
-    return folder, *index_cq500(folder, key=b"k", progress=False)
+    return folder, *index_cq500(folder, key=b"k", progress=False, screen=False)
 
 
 def test_cq500_chooses_the_plain_soft_series_nearest_5_mm(cq500):
@@ -393,7 +393,7 @@ def test_cq500_reads_find_their_series(cq500):
 def test_cq500_without_reads_is_an_index_without_labels(cq500, tmp_path):
     (tmp_path/"CQ500CT1 CQ500CT1").symlink_to(cq500[0]/"CQ500CT1 CQ500CT1")
     save_series(tmp_path, "CQ500CT2 CQ500CT2", 20, "CT Plain", "H31s", 5, 22)
-    index, series = index_cq500(tmp_path, progress=False)
+    index, series = index_cq500(tmp_path, progress=False, screen=False)
     assert len(series) == 1 and series["any"].isna().all() and index.used.sum() == 22
 
 
@@ -483,8 +483,8 @@ def test_cq500_reads_that_cannot_be_understood_are_named(tmp_path, text, says):
 
 
 def test_cq500_folders_that_are_none_are_refused(tmp_path):
-    with pytest.raises(StudyError, match="should hold reads.csv"): index_cq500(tmp_path, progress=False)
+    with pytest.raises(StudyError, match="should hold reads.csv"): index_cq500(tmp_path, progress=False, screen=False)
     (tmp_path/"CQ500-CT-0.zip").write_bytes(b"")
-    with pytest.raises(StudyError, match="unpack"): index_cq500(tmp_path, progress=False)
+    with pytest.raises(StudyError, match="unpack"): index_cq500(tmp_path, progress=False, screen=False)
     (tmp_path/"images").mkdir(); (tmp_path/"CQ500-CT-0.zip").unlink()
-    with pytest.raises(StudyError, match="none of a study"): index_cq500(tmp_path, progress=False)
+    with pytest.raises(StudyError, match="none of a study"): index_cq500(tmp_path, progress=False, screen=False)
