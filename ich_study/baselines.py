@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from .cohort import load_mask, load_pixels
+from .masks import load_masks
+from .pixels import load_pixels
 from .schema import LABELS, PREDICTIONS, SUBTYPES, VOLUMES, check_table
 from .segment import threshold_blood
 from .volume import abc2_ml, volume_ml
@@ -25,17 +26,18 @@ def series_baselines(
     "Volumes of one series by the methods without learning"
     gaps, row_mm, col_mm = rows.gap_mm.to_numpy(float), rows.row_mm.iloc[0], rows.col_mm.iloc[0]
     if not np.isfinite([*gaps, row_mm, col_mm]).all(): return []
-    hu = np.stack([load_pixels(f) for f in rows.file])
+    hu = np.stack([load_pixels(r) for r in rows[["file", "frame"]].to_dict("records")])
     blood = threshold_blood(hu, row_mm, col_mm)
     found = [dict(model="threshold", subtype="any", predicted_ml=volume_ml(blood, gaps, row_mm, col_mm))]
     return found + _from_mask(rows, gaps, row_mm, col_mm) if rows.mask_file.notna().all() else found
 
 # %% ../nbs/35_baselines.ipynb #690ec644
 def _from_mask(rows, gaps, row_mm, col_mm)->list:
-    full = load_mask(rows) >= .5
-    found = []
+    fraction, names = load_masks(rows)
+    full, found = fraction >= .5, []
+    if names not in (("any",), SUBTYPES): return found  # what such a mask leaves out may bleed, too
     for name, measure in (("mask50", volume_ml), ("abc2", abc2_ml)):
-        each = {s: float(measure(full[..., i], gaps, row_mm, col_mm)) if full[..., i].any() else 0. for i, s in enumerate(SUBTYPES)}
+        each = {s: float(measure(full[..., i], gaps, row_mm, col_mm)) if full[..., i].any() else 0. for i, s in enumerate(names)}
         found += [dict(model=name, subtype=s, predicted_ml=ml) for s, ml in ({"any": sum(each.values())} | each).items()]
     return found
 

@@ -18,8 +18,9 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from .cohort import data_fingerprint, load_pixels
+from .cohort import data_fingerprint
 from .paths import Paths
+from .pixels import load_pixels
 from .preprocess import Recipe, apply_recipe
 from .schema import INDEX, StudyError
 
@@ -54,7 +55,7 @@ def _fill(target, shape, start, files, recipe):
     for i, file in enumerate(files):
         try: images[start + i] = apply_recipe(recipe, load_pixels(file))
         except (OSError, ValueError, RuntimeError, NotImplementedError, AttributeError) as e:
-            faults.append((Path(file).name, str(e).splitlines()[0] if str(e) else type(e).__name__))
+            faults.append((Path(file["file"]).name, str(e).splitlines()[0] if str(e) else type(e).__name__))
     images.flush()
     return len(files), faults
 
@@ -74,7 +75,7 @@ def build_cache(
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         part.mkdir(parents=True, exist_ok=True)
-        _fill_all(part/"images.npy", used.file.tolist(), recipe, workers, progress)
+        _fill_all(part/"images.npy", used[["file", "frame"]].to_dict("records"), recipe, workers, progress)
         used.drop(columns=list(PRIVATE)).to_parquet(part/"rows.parquet")
         _seal(part, recipe)
         if not folder.exists(): os.rename(part, folder)

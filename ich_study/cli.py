@@ -18,18 +18,20 @@ def _phantom(a):
     print(f"{a.patients} synthetic patients: {out}/dicom, {out}/masks, {out}/labels.csv, {out}/truth.csv")
 
 def _index(a):
-    from ich_study.cohort import count_table, index_folder, reason_table, save_index
-    from ich_study.ct_ich import index_ct_ich
+    import shutil
+    from ich_study.cohort import save_index, series_file
+    from ich_study.datasets import count_table, flag_table, flow_table, index_dataset
     from ich_study.paths import Paths, study_root
     from ich_study.study import study_key
-    options = dict(key=study_key(Paths(study_root())), workers=a.workers)
-    if a.dataset == "ct_ich": index, series = index_ct_ich(a.folder, **options)
-    else: index, series = index_folder(a.folder, a.dataset, labels=a.labels, **options)
-    save_index(index, a.out)
-    print(f"{int(index.used.sum())} of {len(index)} files are used: {series.series.nunique()} series of {series.patient.nunique()} patients")
-    print(count_table(index).to_string())
-    if not index.used.all(): print(reason_table(index).to_string())
-    print(f"index: {a.out} (it knows file names: keep it private)")
+    parts = a.out.with_name(f".{a.out.name}.parts")
+    index, series = index_dataset(a.kind, a.folder, a.dataset or a.kind, a.labels, key=study_key(Paths(study_root())), workers=a.workers,
+                                  screen=not a.headers_only, parts=parts)
+    save_index(index, a.out), save_index(series, series_file(a.out))
+    shutil.rmtree(parts, ignore_errors=True)
+    print(f"{int(index.used.sum())} of {len(index)} images are used: {series.series.nunique()} series of {series.patient.nunique()} patients")
+    print(flow_table(index).to_string(), count_table(index, series).to_string(), sep="\n\n")
+    if series["flags"].notna().any(): print("\n" + flag_table(series).to_string())
+    print(f"\nindex: {a.out} (it knows file names: keep it private); series: {series_file(a.out)}")
 
 # %% ../nbs/99_cli.ipynb #ad57906d
 def _cache(a):
@@ -41,9 +43,9 @@ def _cache(a):
     print(f"{len(cache.images)} images of {cache.images.shape[1]} x {cache.images.shape[2]}: {cache.folder}")
 
 def _folds(a):
-    from ich_study.cohort import load_index, series_of_index
+    from ich_study.cohort import load_series_table
     from ich_study.folds import fold_table, make_folds, save_folds
-    series = series_of_index(load_index(a.index))
+    series = load_series_table(a.index)
     folds = make_folds(series, a.k, a.seed, tuple(a.accept))
     save_folds(folds, a.out)
     print(fold_table(folds, series).to_string())
@@ -125,7 +127,9 @@ def _data_commands(sub):
          _arg("out", type=Path, metavar="OUT"), _arg("--patients", type=_whole(1), default=66, metavar="N", help="default %(default)s"),
          _arg("--seed", type=_whole(0), default=17, metavar="S", help="default %(default)s"), _WORKERS)
     _add(sub, "index", _index, "list every file of a folder, used or with the reason why not", "index scans --labels labels.csv --out index.parquet",
-         _arg("folder", type=Path, metavar="FOLDER"), _arg("--dataset", default="folder", metavar="NAME", help="ct_ich, or any name for a DICOM folder (default %(default)s)"),
+         _arg("folder", type=Path, metavar="FOLDER"), _arg("--kind", choices=("folder", "ct_ich", "rsna", "cq500"), default="folder", help="form of the data set (default %(default)s)"),
+         _arg("--dataset", default="", metavar="NAME", help="name of the data set (default: its kind)"),
+         _arg("--headers-only", action="store_true", help="do not look at the pixels: faster, and without the quality screen"),
          _arg("--labels", type=Path, metavar="CSV", help="labels and volumes by image, series, study or patient"),
          _arg("--out", type=Path, required=True, metavar="INDEX.parquet"), _WORKERS)
     _add(sub, "cache", _cache, "preprocess every used image by a recipe", "cache index.parquet --recipe paper", _INDEX,
