@@ -26,7 +26,7 @@ def locked():
     return found
 
 
-@pytest.mark.parametrize("wanted", [*PROJECT["dependencies"], *EXTRAS["cpu"], *EXTRAS["dev"]])
+@pytest.mark.parametrize("wanted", [*PROJECT["dependencies"], *EXTRAS["cpu"], *EXTRAS["jpeg"], *EXTRAS["dev"]])
 def test_lock_holds_every_dependency(wanted):
     need = Requirement(wanted)
     versions = locked().get(canonicalize_name(need.name), [])
@@ -42,7 +42,7 @@ def test_lock_is_hashed_and_names_no_registry():
 def test_conda_environment_adds_nothing():
     names = yaml.safe_load((ROOT/"environment.yml").read_text())["dependencies"]
     python, pip, extra = names
-    assert pip == "pip" and extra == {"pip": ["-e .[cpu,dev]"]} and set(EXTRAS) >= {"cpu", "gpu", "dev"}
+    assert pip == "pip" and extra == {"pip": ["-e .[cpu,jpeg,dev]"]} and set(EXTRAS) >= {"cpu", "gpu", "jpeg", "dev"}
     assert Requirement(python).specifier == Requirement("python " + PROJECT["requires-python"]).specifier
 
 
