@@ -380,6 +380,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'ich_study.figures.band_errors': ('figures.html#band_errors', 'ich_study/figures.py'),
                                    'ich_study.figures.bland_altman_plot': ('figures.html#bland_altman_plot', 'ich_study/figures.py'),
                                    'ich_study.figures.confusion_matrices': ('figures.html#confusion_matrices', 'ich_study/figures.py'),
+                                   'ich_study.figures.flow_diagram': ('figures.html#flow_diagram', 'ich_study/figures.py'),
                                    'ich_study.figures.forest': ('figures.html#forest', 'ich_study/figures.py'),
                                    'ich_study.figures.learning_curves': ('figures.html#learning_curves', 'ich_study/figures.py'),
                                    'ich_study.figures.pr_curves': ('figures.html#pr_curves', 'ich_study/figures.py'),

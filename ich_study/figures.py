@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'DPI', 'BARS', 'Drawing', 'show_images', 'learning_curves', 'roc_curves', 'pr_curves', 'confusion_matrices',
-           'volume_scatter', 'bland_altman_plot', 'volume_histogram', 'forest', 'band_errors']
+           'volume_scatter', 'bland_altman_plot', 'volume_histogram', 'flow_diagram', 'forest', 'band_errors']
 
 # %% ../nbs/85_figures.ipynb #46e4d805
 from io import BytesIO
@@ -163,6 +163,22 @@ def volume_histogram(
     ax.hist(known, bins=np.geomspace(min(.1, known.min()), max(150, known.max()), 24), color="#56B4E9")
     for cut in (5, 30, 60): ax.axvline(cut, color="grey", lw=.8, ls=":")
     ax.set_xscale("log"); ax.xaxis.set_major_formatter(FormatStrFormatter("%g")); _label(ax, "blood (mL); lines at 5, 30 and 60", "series")
+    return figure
+
+def flow_diagram(
+    flow:pd.DataFrame, # from `flow_table`
+)->Figure:
+    "From all that was listed to the patients in the study, with what was left out on the way"
+    gone = flow[(flow.left_out > 0) & ~flow.index.str.startswith("labels")]
+    used, height = flow.loc["used"], 1.6 + .22*max(len(gone), 4)
+    figure, axes = _axes(height=height)
+    ax = axes[0, 0]; ax.axis("off"); ax.set_xlim(0, 1); ax.set_ylim(0, 1)
+    steps = [f"{flow.images.iloc[0]:,} images listed", f"{used.images:,} images used", f"{used.series:,} series", f"{used.patients:,} patients"]
+    for text, y in zip(steps, (.93, .36, .2, .04)): ax.text(.16, y, text, ha="center", va="center", fontsize=9, bbox=dict(boxstyle="round", fc="none", ec="grey"))
+    for top, bottom in ((.88, .42), (.31, .25), (.15, .09)): ax.annotate("", (.16, bottom), (.16, top), arrowprops=dict(arrowstyle="->", color="grey"))
+    said = "\n".join(f"{n:,}  {step}" for step, n in gone.left_out.items()) or "nothing was left out"
+    ax.text(.34, .65, said, ha="left", va="center", fontsize=7.5, bbox=dict(boxstyle="round", fc="none", ec="lightgrey"))
+    ax.annotate("", (.33, .65), (.16, .65), arrowprops=dict(arrowstyle="->", color="grey"))
     return figure
 
 def forest(
