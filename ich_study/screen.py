@@ -23,11 +23,12 @@ from .schema import REASONS, StudyError
 _RULES = (  # rule, measure, side, limit, unit, reason, judged on, how it was set
     ("one_grey", "sd_hu", "<", 1., "HU", "blank", "image", "a tenth of the noise of any scanner"),
     ("no_body", "body_cm2", "<", 2., "cm2", "blank", "image between two that show something", "a finger has 2 cm2"),
-    ("no_brain", "brain_cm2", "<", 30., "cm2", "not_head", "series, by its largest", "a third of the least phantom head"),
-    ("edge", "edge_share", ">", .15, "share", "cropped", "image", "6 to 10 mm of head lost: bone is reached"),
+    ("no_brain", "brain_cm2", "<", 30., "cm2", "not_head", "series, by its largest", "a fifth of the least phantom head"),
+    ("edge", "edge_share", ">", .15, "share", "cropped", "image", "6 mm lost at the side, 15 mm at the forehead"),
     ("streaks", "streak_hu", ">", 5., "HU", "streaks", "image", "above all good images, phantom and real"),
     ("metal", "metal_mm2", ">", 5., "mm2", "streaks", "image, with the next rule", "bone stays below 2500 HU"),
     ("metal_streaks", "streak_hu", ">", 3.6, "HU", "streaks", "image with metal", "above 99 % of good images"),
+    ("smear", "halo_share", ">", .12, "share", "streaks", "image, above the median around it", "twice the most of good heads"),
     ("cut_off", "brain_cm2", ">", 10., "cm2", "flag cut_off", "first and last image", "the foramen magnum has 8 cm2"),
 )
 SCREEN = pd.DataFrame(_RULES, columns=["rule", "measure", "side", "limit", "unit", "leads_to", "judged_on", "set_by"]).set_index("rule")
@@ -78,10 +79,10 @@ def _edge(coarse:np.ndarray)->np.ndarray:
     if abs(rows - columns) > 1 or rows < 16: return edge
     y, x = np.ogrid[:rows, :columns]
     beyond = np.hypot(y - (rows - 1)/2, x - (columns - 1)/2) - min(rows, columns)/2
-    return edge | (beyond > -2.5) if np.ptp(coarse[beyond > 1]) == 0 else edge
+    return edge | (beyond > -2.5) if np.ptp(coarse[beyond > 2]) == 0 else edge
 
 def _edge_share(coarse:np.ndarray, body:np.ndarray)->float:
-    if (body & (coarse > 200)).sum() < 10: return 0.  # no bone in it: a headrest or a cushion
+    if (body & (coarse > 200)).sum() < 10 and body.mean() < .5: return 0.  # no bone in it: a headrest or a cushion
     outline = body & ~(cv2.erode(body.astype(np.uint8), _disk(1), borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0)
     return float((outline & _edge(coarse)).sum()/outline.sum())
 
@@ -127,8 +128,14 @@ def _streak_hu(window:np.ndarray, brain:np.ndarray, metal:bool=False)->float:
     strongest = np.max([np.abs(along(fine, l))/np.maximum(along(weight, l), .4) for l in _LINES], axis=0)
     return float(strongest[weight > 0].mean())
 
+# %% ../nbs/21_screen.ipynb #36c857c3
+def _halo_share(coarse:np.ndarray, body:np.ndarray)->float:
+    near, far = (cv2.dilate(body.astype(np.uint8), _disk(r)) > 0 for r in (3, 8))
+    band = coarse[far & ~near]
+    return float((band > -900).mean()) if len(band) else np.nan
+
 # %% ../nbs/21_screen.ipynb #6d7cc92b
-MEASURES = ("sd_hu", "body_cm2", "edge_share", "brain_cm2", "metal_mm2", "streak_hu")
+MEASURES = ("sd_hu", "body_cm2", "edge_share", "brain_cm2", "metal_mm2", "streak_hu", "halo_share")
 
 def _digest(hu:np.ndarray)->str:
     whole = np.clip(np.rint(hu), -32768, 32767).astype("<i2")
@@ -152,7 +159,8 @@ def measure_image(
     if WINDOW[0] <= low and high <= WINDOW[1]: return out  # a picture: no air, no bone
     coarse = _resized(np.clip(hu, -1024, 3071), size)
     body = _body(coarse)
-    out |= {"body_cm2": float(body.sum()*cm2), "edge_share": _edge_share(coarse, body), "metal_mm2": metal}
+    out |= {"body_cm2": float(body.sum()*cm2), "edge_share": _edge_share(coarse, body), "metal_mm2": metal,
+            "halo_share": _halo_share(coarse, body)}
     return out
 
 # %% ../nbs/21_screen.ipynb #c7eb7382
@@ -169,6 +177,14 @@ def screen_image(
     return "streaks" if measures["streak_hu"] > _limit(rules, "metal_streaks" if metal else "streaks") else None
 
 # %% ../nbs/21_screen.ipynb #77f77677
+def _smeared(measures:pd.DataFrame, rules:pd.DataFrame)->np.ndarray:
+    "Images of the brain whose halo exceeds the median of the nine around them"
+    whole = (measures.brain_cm2 > _limit(rules, "no_brain")) & ~(measures.edge_share > _limit(rules, "edge"))
+    halo = measures.halo_share.astype(float).where(whole).dropna()
+    if len(halo) < 5: return np.zeros(len(measures), bool)
+    rise = halo - halo.rolling(9, center=True, min_periods=1).median()
+    return (rise > _limit(rules, "smear")).reindex(measures.index, fill_value=False).to_numpy()
+
 def _between(there:np.ndarray)->np.ndarray:
     "Where something comes before and something comes after"
     return np.logical_or.accumulate(there) & np.logical_or.accumulate(there[::-1])[::-1]
@@ -178,7 +194,9 @@ def screen_series(
     rules:pd.DataFrame=SCREEN, # the limits
 )->tuple: # (reasons, one per image, None if good; flags of the series)
     "Judge the images of a series together"
-    reasons = [screen_image(row, rules) for row in measures.to_dict("records")]
+    measures = measures.reset_index(drop=True)
+    reasons = [screen_image(row, rules) or ("streaks" if smear else None)
+               for row, smear in zip(measures.to_dict("records"), _smeared(measures, rules))]
     body, brain = measures.body_cm2.to_numpy(float), measures.brain_cm2.to_numpy(float)
     if not np.isfinite(brain).any(): return reasons, []
     gone = body < _limit(rules, "no_body")  # False where the size is not known
@@ -214,26 +232,24 @@ def screen_table(
     "Measure and judge every image; `same_as` is the place of the row whose pixels came first"
     if missing := [c for c in NEEDED if c not in rows]: raise StudyError(f"screen_table needs the columns {list(NEEDED)}; {missing} are missing")
     listed = rows[list(NEEDED)].astype({"row_mm": float, "col_mm": float}).to_dict("records")
-    found = pd.DataFrame(map_files(partial(_measure_row, load=load), listed, workers, progress, "screen"),
+    found = pd.DataFrame(map_files(partial(_measure_row, load=load), listed, workers, progress, "screen", "image"),
                          columns=[*MEASURES, "digest"], index=rows.index).astype(dict.fromkeys(MEASURES, float) | {"digest": object})
-    table = rows.assign(**found, reason=pd.Series(None, rows.index, object), flags=pd.Series(None, rows.index, object))
-    table.loc[table.digest.isna(), "reason"] = "damaged"
-    _judge(table, rules)
+    table = rows.assign(**found, **_judged(rows.assign(**found), rules))
     table["same_as"] = _same(table)
     table.loc[table.reason.isna() & table.same_as.notna(), "reason"] = "same_pixels"
     return table
 
-def _judge(table:pd.DataFrame, rules:pd.DataFrame):
-    "Fill `reason` and `flags` series by series"
-    reason, flags = table.reason.to_numpy(object, copy=True), table["flags"].to_numpy(object, copy=True)
+def _judged(table:pd.DataFrame, rules:pd.DataFrame)->dict:
+    "Columns `reason` and `flags`, series by series"
     readable, position = table.digest.notna().to_numpy(), table.position_mm.to_numpy(float)
+    reason, flags = np.where(readable, None, "damaged").astype(object), np.full(len(table), None, object)
     for _, at in table.groupby("series", sort=False, dropna=False).indices.items():
         at = at[readable[at]]
         at = at[np.argsort(position[at], kind="stable")]
         if not len(at): continue
         reason[at], found = screen_series(table.iloc[at], rules)
         flags[at] = ";".join(found) if found and np.isfinite(position[at]).all() else None
-    table["reason"], table["flags"] = reason, flags
+    return {name: pd.Series(values, table.index, object) for name, values in (("reason", reason), ("flags", flags))}
 
 # %% ../nbs/21_screen.ipynb #ca998e4b
 _SHOWN = {"blank": ["one_grey"], "cropped": ["edge"], "streaks": ["streaks"], "not_head": ["no_brain"]}

@@ -160,7 +160,7 @@ FLAGS = {
     "cut_off": "the head reaches beyond the first or last image, so volumes are lower bounds",
 }
 NO_VOLUME = ("missing_images", "conflict")  # a series with one of these flags has no volume
-NO_HOLE = ("duplicate", "scout", "derived", "not_axial", "not_ct", "other_series", "other_plane", "same_pixels")  # lost without a hole
+NO_HOLE = ("duplicate", "scout", "derived", "not_axial", "not_ct", "other_series", "other_plane", "same_pixels", "not_head")  # lost without a hole
 
 # %% ../nbs/20_series.ipynb #7b0b5eed
 def geometry_flags(

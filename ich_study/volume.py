@@ -93,7 +93,7 @@ def _judge(step:np.ndarray, limit:np.ndarray)->tuple:
         in_a_row = (right[0] if len(right) else len(step)) - (left[0] if len(left) else -1) - 1
         between = len(near) == 2
         if in_a_row == 1 or (between and (in_a_row == 2 or limit[i] > 0)):
-            missing[i] = max(int(step[i]/step[near].mean() + .5) - 1, 1)
+            missing[i] = max(int(min(step[i]/step[near].mean() + .5, 1e6)) - 1, 1)
         else: doubtful[i] = between or limit[i] > 0
     return missing, doubtful
 
