@@ -18,7 +18,7 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 from scipy import ndimage
 
-from .dicom import (HEAD, LIMITS, PLANE, PLUGIN, Header, Unfit, check_packed, element_number, element_short, frame_headers,
+from .dicom import (HEAD, LIMITS, PLANE, PLUGIN, TAGS, Header, Unfit, check_packed, element_number, element_short, frame_headers,
                              open_header, packed_items, piece, read_file, upright)
 from .nifti import is_nifti, load_nifti_image
 from .schema import StudyError
@@ -95,7 +95,7 @@ def _frames_of(path, changed, frames):
 
 def _own_header(path, h:Header, frame):
     "The data set that holds position and rescaling of one frame"
-    if frame is None: return h.ds
+    if frame is None or TAGS["PerFrameFunctionalGroupsSequence"] not in h.ds: return h.ds
     own = _frames_of(str(path), Path(path).stat().st_mtime_ns, _form(h.ds)[2])
     return own[frame] if frame < len(own) else own[-1]
 
