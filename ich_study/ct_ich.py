@@ -157,6 +157,7 @@ def index_ct_ich(
     if screen: table, _ = screen_scan(table, workers, progress)
     return _ct_ich_tables(table, folder, dataset, key)
 
+# %% ../nbs/26_ct_ich.ipynb #5040a6c0
 def _named(table:pd.DataFrame)->pd.DataFrame:
     "The rows with the names that patient and image number stand for"
     names = table.patient_id.astype(int).astype(str)

@@ -165,6 +165,7 @@ def volume_histogram(
     ax.set_xscale("log"); ax.xaxis.set_major_formatter(FormatStrFormatter("%g")); _label(ax, "blood (mL); lines at 5, 30 and 60", "series")
     return figure
 
+# %% ../nbs/85_figures.ipynb #913f5575
 def flow_diagram(
     flow:pd.DataFrame, # from `flow_table`
 )->Figure:
@@ -181,6 +182,7 @@ def flow_diagram(
     ax.annotate("", (.33, .65), (.16, .65), arrowprops=dict(arrowstyle="->", color="grey"))
     return figure
 
+# %% ../nbs/85_figures.ipynb #4dcc45c2
 def forest(
     statistics:pd.DataFrame, # a statistics table with `model` and `recipe`
     metric:str, # which rows
