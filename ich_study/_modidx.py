@@ -308,6 +308,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'ich_study.dicom._age': ('dicom.html#_age', 'ich_study/dicom.py'),
                                  'ich_study.dicom._bytes': ('dicom.html#_bytes', 'ich_study/dicom.py'),
                                  'ich_study.dicom._check_form': ('dicom.html#_check_form', 'ich_study/dicom.py'),
+                                 'ich_study.dicom._check_items': ('dicom.html#_check_items', 'ich_study/dicom.py'),
                                  'ich_study.dicom._check_pixels': ('dicom.html#_check_pixels', 'ich_study/dicom.py'),
                                  'ich_study.dicom._check_plain': ('dicom.html#_check_plain', 'ich_study/dicom.py'),
                                  'ich_study.dicom._claimed_size': ('dicom.html#_claimed_size', 'ich_study/dicom.py'),

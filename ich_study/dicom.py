@@ -47,9 +47,10 @@ class Limits:
     element_bytes: int = 16*2**20  # one element of the header
     header_bytes: int = 64*2**20  # all that is read of a header
     reads: int = 150_000  # steps of reading a header: bounds its time
-    items: int = 100_000  # entries in a list of frames
+    items: int = 40_000  # entries in the lists of frames, those within entries too
+    text_bytes: int = 1024  # one value that is read; a longer one counts as absent
     packed: float = 4.  # bytes of a packed image, as a multiple of its plain size
-    rle_bytes: int = 4*2**20  # a run-length image, which may grow 64-fold when unpacked
+    rle_bytes: int = 3*2**20  # a run-length image, which may grow 64-fold when unpacked
     spacing_mm: tuple = (.1, 3.)  # distance of rows or columns
     position_mm: float = 5000.  # from the origin, along each axis
     slope: tuple = (1e-6, 100.)
@@ -121,10 +122,10 @@ def decodable(
 
 # %% ../nbs/15_dicom.ipynb #4e572efb
 def _bytes(ds, keyword:str)->bytes:
-    "The bytes of one element, empty where it is absent"
+    "The bytes of one element, empty where it is absent or longer than any such value is"
     element = ds.get_item(TAGS[keyword])
     value = None if element is None else element.value
-    return value if isinstance(value, bytes) else b""
+    return value if isinstance(value, bytes) and len(value) <= LIMITS.text_bytes else b""
 
 def element_text(
     ds, # parsed header
@@ -429,8 +430,12 @@ def _entries(ds, keyword)->list:
     "The items of a list of frames"
     element = ds.get_item(TAGS[keyword])
     if element is None: return []
-    if isinstance(element.value, bytes) and element.value.count(_ITEM) > LIMITS.items: raise Unfit("too_large")
     return list(ds[TAGS[keyword]].value or [])
+
+def _check_items(ds):
+    "`Unfit` where the lists of frames hold more entries than can be parsed in time"
+    lists = [element.value for keyword in _GROUPS if (element := ds.get_item(TAGS[keyword])) is not None]
+    if sum(value.count(_ITEM) for value in lists if isinstance(value, bytes)) > LIMITS.items: raise Unfit("too_large")
 
 def _group(entry)->dict:
     "The elements of interest in one entry, by keyword"
@@ -446,6 +451,7 @@ def frame_headers(
     frames:int, # their number
 )->list: # one small data set per frame, with its own position, plane, spacing and rescaling
     "What the header says of each frame, shared values included"
+    _check_items(ds)
     shared = _entries(ds, "SharedFunctionalGroupsSequence")
     each = _entries(ds, "PerFrameFunctionalGroupsSequence")
     if len(each) != frames: raise Unfit("missing_header")
