@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'TAGS', 'PLANE', 'COLUMNS', 'NATIVE', 'DEFLATED', 'RLE', 'JPEG2000', 'JPEG', 'PLUGIN', 'CT_IMAGE',
-           'SECONDARY_CAPTURE', 'MAKERS', 'HEAD', 'MANY', 'Limits', 'Unfit', 'CountingReader', 'open_bytes',
+           'SECONDARY_CAPTURE', 'MAKERS', 'FIRST', 'HEAD', 'MANY', 'Limits', 'Unfit', 'CountingReader', 'open_bytes',
            'decodable', 'element_text', 'element_number', 'element_short', 'Header', 'open_header', 'image_normal',
            'angle_deg', 'turned', 'upright', 'place_fields', 'piece', 'stream_size', 'packed_items', 'check_packed',
            'frame_headers', 'read_file', 'list_files', 'map_files']
@@ -202,16 +202,32 @@ class Header:
     length: int # bytes, as stated; 0xFFFFFFFF for packed pixels
     meta_class: str # class of the object as the file's preface names it
 
-def _parse(file)->Header:
-    if read_preamble(file, force=True) is None: raise Unfit("not_dicom")
-    meta = _read_file_meta_info(file)
+def _parsed(stream, file)->Header:
+    "The header of `file` as `stream` tells it, which is the file or its first bytes"
+    if read_preamble(stream, force=True) is None: raise Unfit("not_dicom")
+    meta = _read_file_meta_info(stream)
     syntax = str(meta.get("TransferSyntaxUID", ""))
     if syntax not in (*NATIVE, DEFLATED, *PLUGIN): raise Unfit("compressed" if syntax else "unreadable")
-    stream = _inflate(file) if syntax == DEFLATED else file
+    if syntax == DEFLATED:
+        file.seek(stream.tell())
+        stream = file = _inflate(file)
     ds = read_dataset(stream, syntax == NATIVE[0], syntax != NATIVE[2], specific_tags=list(TAGS.values()),
-                      stop_when=lambda tag, vr, length: tag >= 0x7FE00008)
+                      stop_when=lambda tag, vr, length: tag.real >= 0x7FE00008)  # `real`: a plain number compares faster
     ds.endian = ">" if syntax == NATIVE[2] else "<"
-    return Header(ds, stream, syntax, *_pixel_start(stream, syntax, ds.endian), str(meta.get("MediaStorageSOPClassUID", "")))
+    return Header(ds, file, syntax, *_pixel_start(stream, syntax, ds.endian), str(meta.get("MediaStorageSOPClassUID", "")))
+
+# %% ../nbs/15_dicom.ipynb #47339e5a
+FIRST = 2**16  # bytes within which most headers end
+
+def _first(file)->bytes: return BufferedReader.read(file, FIRST)
+
+def _parse(file, first:bytes)->Header:
+    "The header of a file, from its first bytes where it ends within them"
+    try: found = _parsed(BytesIO(first), file)
+    except Exception: found = None  # damaged, or cut off here: the file itself must tell
+    if found and found.start is not None: return found
+    file.seek(0)
+    return _parsed(file, file)
 
 @contextmanager
 def open_header(
@@ -220,7 +236,7 @@ def open_header(
     "The `Header` of a file, its stream open; `Unfit` where it is none"
     with open_bytes(path) as (file, _), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield _parse(file)
+        yield _parse(file, _first(file))
 
 # %% ../nbs/15_dicom.ipynb #a914e668
 def image_normal(
@@ -474,12 +490,9 @@ def _frame_rows(ds, base:dict, frames:int, rows:int, columns:int)->list:
     return found
 
 # %% ../nbs/15_dicom.ipynb #787204ca
-def _digest(file, size:int)->str:
-    found = hashlib.blake2b(str(size).encode() + file.read(2**16), digest_size=16)
-    if size > 2**16:
-        file.seek(size//2)
-        found.update(file.read(1024))
-    file.seek(0)
+def _digest(first:bytes, file, size:int)->str:
+    found = hashlib.blake2b(str(size).encode() + first, digest_size=16)
+    if size > FIRST: found.update(os.pread(file.fileno(), 1024, size//2))
     return found.hexdigest()
 
 def _file_rows(h:Header, row:dict)->list:
@@ -505,8 +518,9 @@ def read_file(
     try:
         with open_bytes(path) as (file, size), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            row["digest"] = _digest(file, size)
-            return _file_rows(_parse(file), row)
+            first = _first(file)
+            row["digest"] = _digest(first, file, size)
+            return _file_rows(_parse(file, first), row)
     except Unfit as e: return [row | {"reason": e.reason}]
     except Exception: return [row | {"reason": "unreadable"}]  # damaged files raise anything, also RecursionError
 
