@@ -19,7 +19,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from .cohort import data_fingerprint
-from .paths import Paths
+from .paths import Paths, save_json
 from .pixels import load_pixels
 from .preprocess import Recipe, apply_recipe
 from .schema import INDEX, StudyError
@@ -49,13 +49,19 @@ def cache_folder(
     return paths.cache/data_fingerprint(index)/f"{recipe.name}-{recipe.hash}"
 
 # %% ../nbs/40_cache.ipynb #551058a0
+def _prepared(row, recipe):
+    "One image under a recipe, or an error that names its hash"
+    try: return apply_recipe(recipe, load_pixels(row))
+    except (OSError, ValueError, RuntimeError, NotImplementedError, AttributeError) as e:
+        said = (str(e) or type(e).__name__).replace(row["file"], "its file").splitlines()[0]
+        raise StudyError(f"image {row['image']}: {said}") from None
+
 def _fill(target, shape, start, files, recipe):
-    "Preprocess `files` into rows `start` and on of the array file; the faults as (file, message)"
+    "Preprocess `files` into rows `start` and on of the array file; the faults in words"
     images, faults = np.lib.format.open_memmap(target, mode="r+", shape=shape), []
     for i, file in enumerate(files):
-        try: images[start + i] = apply_recipe(recipe, load_pixels(file))
-        except (OSError, ValueError, RuntimeError, NotImplementedError, AttributeError) as e:
-            faults.append((Path(file["file"]).name, str(e).splitlines()[0] if str(e) else type(e).__name__))
+        try: images[start + i] = _prepared(file, recipe)
+        except StudyError as e: faults.append(str(e))
     images.flush()
     return len(files), faults
 
@@ -75,7 +81,7 @@ def build_cache(
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         part.mkdir(parents=True, exist_ok=True)
-        _fill_all(part/"images.npy", used[["file", "frame"]].to_dict("records"), recipe, workers, progress)
+        _fill_all(part/"images.npy", used[["file", "frame", "image"]].to_dict("records"), recipe, workers, progress)
         used.drop(columns=list(PRIVATE)).to_parquet(part/"rows.parquet")
         _seal(part, recipe)
         if not folder.exists(): os.rename(part, folder)
@@ -86,14 +92,14 @@ def build_cache(
 
 # %% ../nbs/40_cache.ipynb #67dea535
 def _fill_all(target:Path, files:list, recipe:Recipe, workers:int, progress:bool):
-    shape = (len(files), *apply_recipe(recipe, load_pixels(files[0])).shape)
+    shape = (len(files), *_prepared(files[0], recipe).shape)
     np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape).flush()
     starts, faults = range(0, len(files), CHUNK), []
     jobs = (joblib.delayed(_fill)(target, shape, s, files[s:s + CHUNK], recipe) for s in starts)
     with tqdm(total=len(files), desc=f"{recipe.name} images", unit="image", disable=not progress) as bar:
         for n, bad in joblib.Parallel(n_jobs=workers, return_as="generator")(jobs): bar.update(n); faults += bad
     if faults:
-        raise StudyError(f"{len(faults)} images cannot be read, first: {faults[0][0]}: {faults[0][1]}. Make the index again; it will say why")
+        raise StudyError(f"{len(faults)} images cannot be read, first: {faults[0]}. Make the index again; it will say why")
 
 def _checksum(path:Path)->str:
     with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
@@ -102,7 +108,7 @@ def _seal(folder:Path, recipe:Recipe):
     import cv2  # noqa: only its version is wanted
     about = recipe.as_dict | {"size": recipe.size, "hash": recipe.hash, "checksum": _checksum(folder/"images.npy"),
                               "versions": {"numpy": np.__version__, "opencv": cv2.__version__}}
-    (folder/"recipe.json").write_text(json.dumps(about, indent=1))
+    save_json(about, folder/"recipe.json")
 
 # %% ../nbs/40_cache.ipynb #c5ff4a06
 def load_cache(

@@ -82,8 +82,10 @@ def _report(a):
 # %% ../nbs/99_cli.ipynb #71a13dbc
 def _predict(a):
     from ich_study.clinic import predict_folder
-    table = predict_folder(a.folder, a.run, workers=a.workers)
-    if a.out: table.to_csv(a.out, index=False); print(f"{len(table)} series: {a.out}")
+    from ich_study.paths import Paths, save_csv, study_root
+    from ich_study.study import study_key
+    table = predict_folder(a.folder, a.run, workers=a.workers, key=study_key(Paths(study_root())))
+    if a.out: save_csv(table.drop(columns="folder"), a.out); print(f"{len(table)} series, named as `ich-study index` names them here: {a.out}")
     else: print(table.to_string(index=False))
 
 def _models(a):

@@ -37,7 +37,7 @@ def load_fitted(
     unit = load_model_spec(about["model"]).unit
     steps = tuple((s, p) for s, p in about["recipe_steps"]["steps"])
     recipe = Recipe(about["recipe_steps"]["name"], steps, about["recipe_steps"]["normalise"])
-    return Fitted(model, unit, Settings(**about["settings"]), Normaliser(**about["normaliser"]), about["blood_sd"], pd.DataFrame()), recipe, about
+    return Fitted(model, unit, Settings(**about["settings"]), Normaliser(**about["normaliser"]), np.nan if about["blood_sd"] is None else about["blood_sd"], pd.DataFrame()), recipe, about
 
 # %% ../nbs/94_clinic.ipynb #172c1bd9
 def predict_folder(
@@ -45,11 +45,12 @@ def predict_folder(
     run:str|Path, # folder of a finished run
     workers:int=2, # processes
     progress:bool=True, # show bars
-)->pd.DataFrame: # one row per series: folder, images, the six scores, blood_ml, reason
+    key:bytes|None=None, # secret for the names of the series; None: a new one
+)->pd.DataFrame: # one row per series: folder, series (hash), images, the six scores, blood_ml, reason
     "Scores and mL of every series in a folder"
     fitted, recipe, about = load_fitted(run)
     folder = Path(folder)
-    index, series = index_folder(folder, "new", key=secrets.token_bytes(32), workers=workers, progress=progress)
+    index, series = index_folder(folder, "new", key=key or secrets.token_bytes(32), workers=workers, progress=progress)
     with tempfile.TemporaryDirectory() as work:
         cache = build_cache(index, recipe, Paths(Path(work)), workers, progress)
         names = {k: about[k] for k in ("analysis", "model", "recipe", "variant", "seed", "fold")}
@@ -60,4 +61,4 @@ def predict_folder(
     wide = table[table.image.isna()].pivot(index="series", columns="subtype", values="score")[list(LABELS)].reindex(where.index)
     out = wide.assign(folder=where, images=series.set_index("series").images, blood_ml=volumes)
     out["reason"] = np.where(out.blood_ml.isna(), "no volume: the distance between images or the pixel size is not known", "")
-    return out.reset_index(drop=True)[["folder", "images", *LABELS, "blood_ml", "reason"]].round({l: 4 for l in LABELS} | {"blood_ml": 2})
+    return out.rename_axis("series").reset_index()[["folder", "series", "images", *LABELS, "blood_ml", "reason"]].round({l: 4 for l in LABELS} | {"blood_ml": 2})

@@ -159,7 +159,7 @@ def _measured(index:pd.DataFrame, named:pd.DataFrame)->pd.DataFrame:
     "The index with volumes from masks, for series (rows: hash, `mask_file`, `mask_kind`) that have no others"
     index = index.copy()
     for row in named.itertuples():
-        at = index.index[index.used & (index.series == row.series)]
+        at = index.index[index.used & index.series.eq(row.series).fillna(False)]
         if not len(at) or index.blood_ml[at].notna().any(): continue
         done = with_masks(index.loc[at], row.mask_file, row.mask_kind)
         for c in (*VOLUME_COLUMNS, "mask_file", "mask_index", "mask_kind", "volume_source"): index.loc[at, c] = done[c].to_numpy()

@@ -82,8 +82,8 @@ def open_bytes(
     path, # any path
 ):
     "A `CountingReader` on a regular file, and its size (bytes); `Unfit` where it is none"
-    try: handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError: raise Unfit("unreadable") from None
+    try: handle = str(path).encode() and os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, UnicodeError): raise Unfit("unreadable") from None
     with CountingReader(FileIO(handle, closefd=True), 2**16) as file:
         about = os.fstat(handle)
         if not stat.S_ISREG(about.st_mode): raise Unfit("unreadable")
@@ -514,7 +514,7 @@ def read_file(
     path:str|Path, # any path
 )->list: # one dict per image with the keys `COLUMNS`; `used` False comes with a `reason`
     "What the study needs to know of each image in a file; a bad file gets one row with a reason and raises nothing"
-    row = dict.fromkeys(COLUMNS) | {"file": str(path), "used": False}
+    row = dict.fromkeys(COLUMNS) | {"file": str(path).encode(errors="backslashreplace").decode(), "used": False}
     try:
         with open_bytes(path) as (file, size), warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedKFold
 
-from .paths import whole_file
+from .paths import save_csv
 from .schema import LABELS, ROLES, SUBTYPES, StudyError, check_table
 
 # %% ../nbs/45_folds.ipynb #aa540772
@@ -117,7 +117,7 @@ def check_folds(
 # %% ../nbs/45_folds.ipynb #4a3d0f36
 def save_folds(folds:pd.DataFrame, path:Path):
     "Write a folds table as CSV"
-    with whole_file(path) as part: check_table(folds, "folds").to_csv(part, index=False)
+    save_csv(check_table(folds, "folds"), path)
 
 def load_folds(
     path:Path, # CSV with `patient,fold,role`; may have been edited by hand

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 import ich_study
 from .bleeds import Patient, Scanner, check_whole, make_patient
-from .paths import whole_file
+from .paths import save_csv, save_json
 from .render import LABEL_ML, render, write_number, write_patient
 from .schema import StudyError
 
@@ -50,7 +50,7 @@ def _open_folder(out, fingerprint):
             raise StudyError(f"{out} holds other files; name an empty folder for the phantom")
         if ours and set(ours) != {fingerprint}:
             for name in ("dicom", "masks"): shutil.rmtree(out/name, ignore_errors=True)
-        with whole_file(begun) as part: part.write_text(json.dumps({"fingerprint": fingerprint}))
+        save_json({"fingerprint": fingerprint}, begun)
         done.unlink(missing_ok=True)
     except OSError as e: raise StudyError(f"cannot write the phantom to {out}: {e.strerror or e}") from e
 
@@ -74,10 +74,10 @@ def write_cohort(
     tables = _draw_all(out, range(1, patients + 1), seed, scanner, workers, progress)
     _forget_others(out, patients)
     for k, name in enumerate(("labels", "truth")):
-        with whole_file(out/f"{name}.csv") as part: pd.concat([t[k] for t in tables]).to_csv(part, index=False)
+        save_csv(pd.concat([t[k] for t in tables]), out/f"{name}.csv")
     about = {"fingerprint": fingerprint, "patients": patients, "seed": seed, "scanner": asdict(scanner),
              "label_ml": LABEL_ML, "note": "synthetic; results do not transfer to patients"}
-    with whole_file(done) as part: part.write_text(json.dumps(about, indent=1))
+    save_json(about, done)
     (out/"unfinished.json").unlink()
     return out
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .paths import whole_file
+from .paths import save_csv, save_json, whole_file
 from .schema import LABELS, PREDICTIONS, VOLUMES, StudyError, check_table
 
 # %% ../nbs/63_predictions.ipynb #fc135869
@@ -65,11 +65,11 @@ def save_run(
     (folder/"run.json").unlink(missing_ok=True)
     for name, table in (("predictions", predictions), ("volumes", volumes)):
         with whole_file(folder/f"{name}.parquet") as part: check_table(table, name).to_parquet(part)
-    with whole_file(folder/"history.csv") as part: history.to_csv(part, index=False)
+    save_csv(history, folder/"history.csv")
     if save_model:
         with whole_file(folder/"model.keras") as part: save_model(part)
     sealed = about | {"checksums": {n: _checksum(folder/f"{n}.parquet") for n in ("predictions", "volumes")}}
-    with whole_file(folder/"run.json") as part: part.write_text(json.dumps(sealed, indent=1))
+    save_json(sealed, folder/"run.json")
 
 def _checksum(path:Path)->str: return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 

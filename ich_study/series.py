@@ -235,7 +235,9 @@ def _stamp(files:list)->str:
 
 def _read_chunk(files:list, read, parts)->pd.DataFrame:
     part = Path(parts)/f"{_stamp(files)}.parquet" if parts else None
-    if part and part.is_file(): return pd.read_parquet(part)
+    if part and part.is_file():
+        try: return pd.read_parquet(part)
+        except (OSError, ValueError): pass  # a full disk tore it: its files are read again
     table = typed([row for f in files for row in read(f)])
     if part:
         with whole_file(part, private=True) as to: table.to_parquet(to)

@@ -27,7 +27,7 @@ from .cohort import index_folder, listing_stamp
 from .datasets import ADAPTERS, index_dataset
 from .folds import load_folds, make_folds, save_folds
 from .models import model_names
-from .paths import Paths, check_name, study_files, study_root, whole_file
+from .paths import Paths, check_name, save_json, study_files, study_root, whole_file
 from .phantom import write_cohort
 from .preprocess import RECIPES, make_recipe
 from .schema import LABELS, StudyError, check_table
@@ -159,7 +159,7 @@ def _keep(folder:Path, name:str, stamp:str, make):
     tables = make()
     for table, file in zip(tables, files):
         with whole_file(file, private=True) as part: table.to_parquet(part)
-    with whole_file(note) as part: part.write_text(json.dumps({"stamp": stamp}))
+    save_json({"stamp": stamp}, note)
     return tables
 
 # %% ../nbs/64_study.ipynb #e227da72

@@ -85,7 +85,7 @@ def _judge(step:np.ndarray, limit:np.ndarray)->tuple:
     "How many images are missing in each gap, and which gaps are doubtful; small gaps are judged first"
     missing, doubtful = np.zeros(len(step), int), np.zeros(len(step), bool)
     for i in np.argsort(step, kind="stable"):
-        if step[i] <= limit[i] + _SLACK_MM: continue
+        if step[i] <= limit[i] + _SLACK_MM or 1.5*step.min() > step[i] + _SLACK_MM: continue  # expected, or no gap is small beside it
         small = np.flatnonzero((1.5*step <= step[i] + _SLACK_MM) & (missing == 0))
         left, right = small[small < i][-1:], small[small > i][:1]
         near = np.concatenate([left, right])

@@ -2,16 +2,22 @@
 
 Every maker takes a folder and returns the path it made; all are quick and small on disk. `HOSTILE` names them,
 `limit_cases` writes pairs of files just at and just above each limit, `plant_canaries` puts a token into every text.
+`attack` and `fuzz` read such files in a process of their own, whose time and memory they measure.
 """
 import gzip
+import json
 import os
 import re
+import resource
+import signal
 import struct
+import time
 import zipfile
 import zlib
 from io import BytesIO
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pandas as pd
 from jpeg_ls import encode as encode_jpegls
@@ -22,7 +28,12 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-from ich_study.odd import PIXEL_MM, image_dataset, put, write_image
+from ich_study.cohort import read_any
+from ich_study.dicom import LIMITS
+from ich_study.odd import PIXEL_MM, image_dataset, make_odd, put, write_image
+from ich_study.pixels import load_pixels
+from ich_study.schema import REASONS, StudyError
+from ich_study.series import clean_series, series_flags, typed
 
 MIB = 2**20
 
@@ -95,23 +106,33 @@ def deflated_bomb(folder, size=2**30):
     return path
 
 
-def gzip_bomb(folder, size=2**30):
+def gzip_bomb(folder, size=2**30, shape=(8192, 8192, 8), name="bomb.nii.gz"):
     """A NIfTI file of a megabyte whose header promises, and whose stream gives, a gigabyte."""
-    path = folder/"bomb.nii.gz"
+    path = folder/name
     header = bytearray(352)
     struct.pack_into("<i", header, 0, 348)
-    struct.pack_into("<8h", header, 40, 3, 8192, 8192, 8, 1, 1, 1, 1)
+    struct.pack_into("<8h", header, 40, 3, *shape, 1, 1, 1, 1)
     struct.pack_into("<2h", header, 70, 4, 16)
     struct.pack_into("<8f", header, 76, 1, 1, 1, 1, 1, 1, 1, 1)
     struct.pack_into("<f", header, 108, 352.)
     struct.pack_into("<2h", header, 252, 0, 1)
-    for n, row in enumerate(((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0))): struct.pack_into("<4f", header, 280 + 16*n, *row)
+    for n, row in enumerate(((-1, 0, 0, 0), (0, -1, 0, 0), (0, 0, 1, 0))): struct.pack_into("<4f", header, 280 + 16*n, *row)
     header[344:348] = b"n+1\0"
     squeeze, crc = zlib.compressobj(9, zlib.DEFLATED, -15), zlib.crc32(header)
     for _ in range(size//(4*MIB)): crc = zlib.crc32(bytes(4*MIB), crc)
     body = squeeze.compress(bytes(header)) + _zeros(size, squeeze) + squeeze.flush()
     path.write_bytes(b"\x1f\x8b\x08\0\0\0\0\0\x02\xff" + body + struct.pack("<II", crc, len(header) + size & 0xFFFFFFFF))
     return path
+
+
+def gzip_plain(folder):
+    """The same stream under a header of sides that a head CT can have: 2048 x 2048 x 128."""
+    return gzip_bomb(folder, shape=(2048, 2048, 128), name="plain bomb.nii.gz")
+
+
+def gzip_more(folder):
+    """A header of eight small images, and a stream that gives a gigabyte all the same."""
+    return gzip_bomb(folder, shape=(64, 64, 8), name="more.nii.gz")
 
 
 def huge_matrix(folder):
@@ -133,6 +154,11 @@ def rle_large(folder):
 def rle_segment(folder):
     """64 x 64 pixels by the header, but a segment that unpacks to 512 MB."""
     return packed(folder/"rle segment.dcm", [_rle(512*MIB)], RLELossless)
+
+
+def rle_grows(folder):
+    """As many runs as a run-length image may have, each of which grows 64-fold: 200 MB, of which 8 are shown."""
+    return packed(folder/"rle grows.dcm", [_rle((LIMITS.rle_bytes - 64)//4*128)], RLELossless, Rows=2048, Columns=2048)
 
 
 def j2k_large(folder):
@@ -227,6 +253,47 @@ def many_positions(folder, count=5*10**6):
     return path
 
 
+def long_number(folder):
+    """A position whose first number has ten million digits."""
+    path = folder/"long number.dcm"
+    write_image(path, image_dataset(study="hostile", ImagePositionPatient=None), "1.2.840.10008.1.2")
+    data = path.read_bytes()
+    at = data.index(struct.pack("<HH", 0x0020, 0x0037))
+    value = b"0"*10**7 + b"1\\0\\0 "
+    path.write_bytes(data[:at] + struct.pack("<HHI", 0x0020, 0x0032, len(value)) + value + data[at:])
+    return path
+
+
+def long_text(folder):
+    """A description of ten megabytes, which a table of images would carry along."""
+    return _text_of(10**7, folder/"long text.dcm")
+
+
+def _text_of(size, path, keyword=0x0008103E, **elements):
+    """A good implicit file with a text of this many bytes."""
+    write_image(path, image_dataset(study="hostile", **elements), "1.2.840.10008.1.2")
+    data = path.read_bytes()
+    at = data.index(struct.pack("<HH", 0x0010, 0x0010))
+    path.write_bytes(data[:at] + struct.pack("<HHI", keyword >> 16, keyword & 0xFFFF, size) + b"a"*size + data[at:])
+    return path
+
+
+ITEM = struct.pack("<HHI", 0xFFFE, 0xE000, 0)
+ENHANCED = dict(SOPClassUID="1.2.840.10008.5.1.4.1.1.2.1", NumberOfFrames=2, PixelData=bytes(4*64*64))
+
+
+def frame_items(folder, count=10**6):
+    """A million entries in the list of frames that a reader of many frames must open."""
+    return with_elements(folder/"frame items.dcm", element(0x5200, 0x9230, "SQ", ITEM*count), **ENHANCED)
+
+
+def frame_lists(folder):
+    """Both lists of frames together just within the limit, and no entry empty."""
+    entry = struct.pack("<HHI", 0xFFFE, 0xE000, 8) + element(0x0008, 0x0016, "UI")
+    lists = b"".join(element(0x5200, number, "SQ", entry*(LIMITS.items//2)) for number in (0x9229, 0x9230))
+    return with_elements(folder/"frame lists.dcm", lists, **ENHANCED)
+
+
 # what is no file
 
 def fifo(folder):
@@ -289,8 +356,8 @@ def formulas(folder):
 
 
 HOSTILE = {f.__name__: f for f in (
-    deflated_bomb, gzip_bomb, huge_matrix, rle_large, rle_segment, j2k_large, jls_large, jpeg_large, nested_150, nested_300, nested_3000, nested_lengths, false_length,
-    many_elements, many_items, many_values, many_positions, fifo, endless_link, folder_named_dcm, link_loop, outside_link, sparse, traversal, formulas)}
+    deflated_bomb, gzip_bomb, gzip_plain, gzip_more, huge_matrix, rle_large, rle_segment, rle_grows, j2k_large, jls_large, jpeg_large, nested_150, nested_300, nested_3000, nested_lengths, false_length,
+    many_elements, many_items, many_values, many_positions, long_number, long_text, frame_items, frame_lists, fifo, endless_link, folder_named_dcm, link_loop, outside_link, sparse, traversal, formulas)}
 
 
 # just at and just above each limit: name -> (maker of the one that must be read, maker of the one that must not)
@@ -299,7 +366,7 @@ def _image(name, hu=None, **elements):
     return lambda folder: write_image(folder/f"{name}.dcm", image_dataset(0., hu, study="limits", **elements))
 
 
-def _plain(shape): return np.full(shape, 35, np.int16)
+def _sides(rows, columns): return _image(f"{rows} x {columns}", np.full((rows, columns), 35, np.int16))
 
 
 def _sized(size):
@@ -314,42 +381,128 @@ def _sized(size):
     return make
 
 
-def _frames(count):
-    """An enhanced CT of `count` frames of 64 x 64, written without a list of groups per frame made by hand for each."""
+def _inflated(size):
+    """The same in a deflated file, whose data set unpacks to `size` bytes."""
+    def make(folder):
+        path = folder/f"inflated {size}.dcm"
+        ds = image_dataset(study="limits")
+        plain = good_bytes()
+        body = plain[144 + int.from_bytes(plain[140:144], "little"):]
+        body += element(0xFFFC, 0xFFFC, "OB", bytes(size - len(body) - 12))
+        write_image(path, ds, DeflatedExplicitVRLittleEndian)
+        head = path.read_bytes()
+        squeeze = zlib.compressobj(1, zlib.DEFLATED, -15)
+        path.write_bytes(head[:144 + int.from_bytes(head[140:144], "little")] + squeeze.compress(body) + squeeze.flush())
+        return path
+    return make
+
+
+def _frames(count, side=64, frame=None):
+    """An enhanced CT of `count` frames; plain zeros, or one packed frame of run lengths again and again."""
     def make(folder):
         none = dict.fromkeys(("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "RescaleSlope", "RescaleIntercept", "RescaleType"))
         one = lambda **elements: [put(Dataset(), **elements)]
         shared = put(Dataset(), PixelMeasuresSequence=one(PixelSpacing=[PIXEL_MM]*2, SliceThickness=.1), PlaneOrientationSequence=one(ImageOrientationPatient=[1, 0, 0, 0, 1, 0]),
                      PixelValueTransformationSequence=one(RescaleSlope=1, RescaleIntercept=-1024, RescaleType="HU"))
         each = [put(Dataset(), PlanePositionSequence=one(ImagePositionPatient=[0, 0, round(.1*k, 1)])) for k in range(count)]
-        ds = image_dataset(study="limits", SOPClassUID="1.2.840.10008.5.1.4.1.1.2.1", NumberOfFrames=count, SharedFunctionalGroupsSequence=[shared],
-                           PerFrameFunctionalGroupsSequence=each, PixelData=bytes(2*64*64*count), **none)
-        return write_image(folder/f"frames {count}.dcm", ds)
+        elements = dict(none, Rows=side, Columns=side, SOPClassUID="1.2.840.10008.5.1.4.1.1.2.1", NumberOfFrames=count, SharedFunctionalGroupsSequence=[shared], PerFrameFunctionalGroupsSequence=each)
+        path = folder/f"frames {count}.dcm"
+        if frame: return packed(path, [frame]*count, RLELossless, **elements)
+        return write_image(path, image_dataset(study="limits", PixelData=bytes(2*side*side*count), **elements))
     return make
 
 
-LIMITS = {
-    "rows_low": (_image("rows 64", _plain((64, 80))), _image("rows 63", _plain((63, 80)))),
-    "columns_low": (_image("columns 64", _plain((80, 64))), _image("columns 63", _plain((80, 63)))),
-    "rows_high": (_image("rows 2048", _plain((2048, 64))), _image("rows 2049", _plain((2049, 64)))),
-    "columns_high": (_image("columns 2048", _plain((64, 2048))), _image("columns 2049", _plain((64, 2049)))),
-    "frames": (_frames(2000), _frames(2001)),
-    "bytes": (_sized(512*MIB), _sized(512*MIB + 2)),
-    "spacing_low": (_image("spacing .1", PixelSpacing=[.1, .1]), _image("spacing .099", PixelSpacing=[.1, .099])),
-    "spacing_high": (_image("spacing 3", PixelSpacing=[3, 3]), _image("spacing 3.001", PixelSpacing=[3.001, 3])),
-    "position_high": (_image("position 5000", ImagePositionPatient=[0, 0, 5000]), _image("position 5000.1", ImagePositionPatient=[0, 0, 5000.1])),
-    "position_low": (_image("position -5000", ImagePositionPatient=[-5000, 0, 0]), _image("position -5000.1", ImagePositionPatient=[-5000.1, 0, 0])),
-    "slope_high": (_image("slope 100", RescaleSlope=100, PixelData=bytes(8192)), _image("slope 100.01", RescaleSlope=100.01, PixelData=bytes(8192))),
-    "slope_low": (_image("slope 1e-6", RescaleSlope="0.000001", PixelData=bytes(8192)), _image("slope 0", RescaleSlope="0", PixelData=bytes(8192))),
-    "intercept_low": (_image("intercept -32768", RescaleIntercept=-32768), _image("intercept -32769", RescaleIntercept=-32769)),
-    "intercept_high": (_image("intercept 1024", RescaleIntercept=1024, PixelData=bytes(8192)), _image("intercept 1025", RescaleIntercept=1025, PixelData=bytes(8192))),
+def _cubes(most, side=LIMITS.side[1]):
+    """Frames of the largest side: as many as may be held, and one more."""
+    count = most//(2*side*side)
+    return tuple(_frames(n, side, _rle(side*side)) for n in (count, count + 1))
+
+
+def _short_elements(count):
+    """So many private elements before the pixels, each of which costs the reader two steps or fewer."""
+    made = b"".join(struct.pack("<HH2sH", 0x0029 + 2*(n//60000), 0x1000 + n % 60000, b"SH", 0) for n in range(count))
+    return lambda folder: with_elements(folder/f"elements {count}.dcm", made)
+
+
+def _wanted_bytes(size):
+    """Texts of this many bytes in all, none of them too long for one."""
+    def make(folder):
+        path = _text_of(2, folder/f"header {size}.dcm")
+        data = path.read_bytes()
+        at = data.index(struct.pack("<HH", 0x0008, 0x103E))
+        each = size//8
+        texts = b"".join(struct.pack("<HHI", 0x0008, 0x103E, each) + b"a"*each for _ in range(8))
+        path.write_bytes(data[:at] + texts + data[at:])
+        return path
+    return make
+
+
+def _entries_of(count):
+    """Two frames, and an entry that all share, which has so many within it as make this number together."""
+    def make(folder):
+        path = _frames(2)(folder).rename(folder/f"entries {count}.dcm")
+        data = path.read_bytes()
+        own = sum(data.count(ITEM[:4], data.index(struct.pack("<HH", 0x5200, n))) for n in (0x9229,))
+        extra = element(0x0040, 0xA730, "SQ", ITEM*(count - own))
+        at = data.index(struct.pack("<HH", 0x5200, 0x9229))  # tag, VR, 2 empty bytes, length; the item's tag, its length
+        size, inner = (int.from_bytes(data[at + k:at + k + 4], "little") for k in (8, 16))
+        head = data[:at + 8] + struct.pack("<I", size + len(extra)) + data[at + 12:at + 16] + struct.pack("<I", inner + len(extra)) + extra
+        path.write_bytes(head + data[at + 20:])
+        return path
+    return make
+
+
+def _padded(size):
+    """A JPEG 2000 stream with a comment that makes it so many bytes long."""
+    def make(folder):
+        stream = bytes(encode_array(np.full((64, 64), 1059, np.uint16), bits_stored=16, photometric_interpretation=2))
+        at = 4 + int.from_bytes(stream[4:6], "big")  # behind the marker that tells the size
+        room = size - len(stream) - 4
+        return packed(folder/f"padded {size}.dcm", [stream[:at] + struct.pack(">HHH", 0xFF64, room + 2, 0) + bytes(room - 2) + stream[at:]], JPEG2000Lossless)
+    return make
+
+
+def _runs(size):
+    """A true run-length image of this many bytes: small runs, then the byte that stands for nothing."""
+    def make(folder):
+        rle = _rle(2048*2048)
+        return packed(folder/f"runs {size}.dcm", [rle.ljust(size, b"\x80")], RLELossless, Rows=2048, Columns=2048)
+    return make
+
+
+def _spaced(size):
+    """Pixel sizes written with spaces up to this many bytes."""
+    return lambda folder: write_image(folder/f"text {size}.dcm", image_dataset(study="limits", PixelSpacing="2.5\\2.5".ljust(size)))
+
+
+def _range(keyword, low, high, text, **elements):
+    """Values at both ends of a range, and a thousandth of it beyond."""
+    far = (high - low)/1000
+    make = lambda v: _image(f"{keyword} {v:g}", **{keyword: text(f"{v:.10g}")}, PixelData=bytes(8192), **elements)
+    return {f"{keyword} least": (make(low), make(low - far)), f"{keyword} most": (make(high), make(high + far))}
+
+
+_LOW, _HIGH = LIMITS.side
+_FAR = LIMITS.position_mm
+CASES = {
+    "rows least": (_sides(_LOW, _LOW + 16), _sides(_LOW - 1, _LOW + 16)), "columns least": (_sides(_LOW + 16, _LOW), _sides(_LOW + 16, _LOW - 1)),
+    "rows most": (_sides(_HIGH, _LOW), _sides(_HIGH + 1, _LOW)), "columns most": (_sides(_LOW, _HIGH), _sides(_LOW, _HIGH + 1)),
+    "frames": (_frames(LIMITS.frames), _frames(LIMITS.frames + 1)), "pixel_bytes": _cubes(LIMITS.pixel_bytes),
+    "file_bytes": (_sized(LIMITS.file_bytes), _sized(LIMITS.file_bytes + 2)), "inflated_bytes": (_inflated(LIMITS.inflated_bytes), _inflated(LIMITS.inflated_bytes + 2)),
+    "element_bytes": tuple(lambda folder, n=n: _text_of(n, folder/f"element {n}.dcm") for n in (LIMITS.element_bytes, LIMITS.element_bytes + 2)),
+    "header_bytes": (_wanted_bytes(LIMITS.header_bytes - 2**18), _wanted_bytes(LIMITS.header_bytes)),  # other reads count, too
+    "reads": (_short_elements(LIMITS.reads - 2000), _short_elements(LIMITS.reads)),
+    "items": (_entries_of(LIMITS.items), _entries_of(LIMITS.items + 1)), "text_bytes": (_spaced(LIMITS.text_bytes), _spaced(LIMITS.text_bytes + 2)),
+    "packed": (_padded(int(64*64*2*LIMITS.packed) + 4096), _padded(int(64*64*2*LIMITS.packed) + 4098)), "rle_bytes": (_runs(LIMITS.rle_bytes), _runs(LIMITS.rle_bytes + 2)),
+    **_range("PixelSpacing", *LIMITS.spacing_mm, lambda v: f"{v}\\1"), **_range("ImagePositionPatient", -_FAR, _FAR, lambda v: f"0\\{v}\\0"),
+    **_range("RescaleSlope", *LIMITS.slope, str), **_range("RescaleIntercept", *LIMITS.intercept, str),
 }
 
 
 def limit_cases(folder):
     """Write every pair: rows of (name, file just at the limit, file just above it)."""
     cases = []
-    for name, pair in LIMITS.items():
+    for name, pair in CASES.items():
         (folder/name).mkdir()
         cases.append((name, *(make(folder/name) for make in pair)))
     return cases
@@ -534,3 +687,124 @@ def mutate(data, rng):
         if len(out) < 200: break
         out = bytearray(MUTATIONS[int(rng.integers(len(MUTATIONS)))](out, rng))
     return bytes(out)
+
+
+FIELDS = ((40, "h"), (42, "h"), (44, "h"), (46, "h"), (48, "h"), (70, "h"), (72, "h"), (76, "f"), (80, "f"), (84, "f"), (88, "f"), (92, "f"), (108, "f"), (112, "f"), (116, "f"),
+          (123, "B"), (252, "h"), (254, "h"), (256, "f"), (260, "f"), (264, "f"), (268, "f"), *((280 + 4*k, "f") for k in range(12)))  # of a NIfTI header
+SHORTS, FLOATS = (0, -1, 1, 2, 3, 4, 8, 16, 63, 64, 512, 2048, 2049, 32767, -32768), (0, -1, 1, np.nan, np.inf, -np.inf, 1e-6, .01, .5, 4, 100, 1e6, 3e38, 1e-40, 352, 351, 344)
+
+
+def mutate_nifti(data, rng):
+    """The bytes of a NIfTI file, plain or packed, with one to four faults in its header, and sometimes torn or changed anywhere."""
+    packed_file = data[:2] == b"\x1f\x8b"
+    out = bytearray(gzip.decompress(data) if packed_file else data)
+    for _ in range(int(rng.integers(1, 5))):
+        at, form = FIELDS[int(rng.integers(len(FIELDS)))]
+        values = FLOATS if form == "f" else SHORTS
+        value = values[int(rng.integers(len(values)))]
+        struct.pack_into("<" + form, out, at, value if form != "B" else value & 0xFF)
+    if rng.random() < .2: out[int(rng.integers(min(352, len(out))))] = int(rng.integers(256))
+    out = bytearray(gzip.compress(bytes(out), 1)) if packed_file else out
+    if rng.random() < .2: out = out[:int(rng.integers(1, len(out)))]
+    if rng.random() < .2: out[int(rng.integers(len(out)))] ^= 1 << int(rng.integers(8))
+    return bytes(out)
+
+
+# reading in a process of its own
+
+def _memory(name):
+    """A line of /proc/self/status in MB."""
+    with open("/proc/self/status") as file: return next(int(line.split()[1])/1024 for line in file if line.startswith(name + ":"))
+
+
+def _bound(megabytes, seconds):
+    """Let this process take no more memory or processor time than so much beyond what it has."""
+    size = int((_memory("VmSize") + megabytes)*MIB)
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    used = int(time.process_time()) + 1 + seconds
+    resource.setrlimit(resource.RLIMIT_CPU, (used, used))
+
+
+def faults_of(path, most=2):
+    """Read a file and its first images: (rows, what is wrong with the reader)."""
+    rows = read_any(path)
+    wrong = [f"{row['used']} with the reason {row['reason']!r}" for row in rows if row["used"] != (row["reason"] is None) or row["reason"] not in (None, *REASONS)]
+    if not rows: wrong.append("no row")
+    for row in [row for row in rows if row["used"]][:most]:
+        try: hu = load_pixels(row)
+        except StudyError: continue
+        if hu.shape != (row["rows"], row["columns"]) or not np.isfinite(hu).all() or hu.min() < -1024: wrong.append(f"{row['rows']} x {row['columns']} images of shape {hu.shape}")
+    return rows, wrong
+
+
+def attack(paths, megabytes=300):
+    """Read each file in a fork that may take so much memory; prints a line of JSON for each: `file reasons shapes seconds mb wrong died`."""
+    for path in paths:
+        there, here = os.pipe()
+        if not (child := os.fork()):
+            told = {"file": str(path)}
+            try:
+                with open("/proc/self/clear_refs", "w") as file: file.write("5")  # the peak begins anew
+                before, start = _memory("VmHWM"), time.process_time()
+                _bound(megabytes, 10)
+                rows, wrong = faults_of(path)
+                told |= dict(seconds=time.process_time() - start, mb=_memory("VmHWM") - before, wrong=wrong, reasons=sorted({str(row["reason"]) for row in rows}), rows=len(rows))
+            except BaseException as e: told |= dict(wrong=[f"{type(e).__name__}: {e}"])
+            os.write(here, json.dumps(told).encode())
+            os._exit(0)
+        os.close(here)
+        with os.fdopen(there, "rb") as pipe: said = pipe.read()
+        _, status = os.waitpid(child, 0)
+        print(said.decode() if said else json.dumps({"file": str(path), "wrong": [f"died of signal {status & 127}"]}), flush=True)
+
+
+PACKINGS = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", DeflatedExplicitVRLittleEndian, RLELossless, JPEGLSLossless, JPEG2000Lossless,
+            "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
+
+
+def seeds(folder):
+    """The good files that are mutated: (bytes, function that mutates them)."""
+    folder.mkdir()
+    hu = np.full((66, 64), -1000, np.int16)
+    hu[20:50, 20:44] = np.arange(24)
+    good = [write_image(folder/f"{n}.dcm", image_dataset(5., hu, study="fuzz"), syntax) for n, syntax in enumerate(PACKINGS)]
+    good += [at/"many.dcm" for at in make_odd(folder, ("enhanced_frames", "enhanced_packed", "converted_enhanced")).values()]
+    for name in ("a.nii", "a.nii.gz"):
+        nibabel.save(nibabel.Nifti1Image(np.stack([hu]*4, 2), np.diag([-2.5, -2.5, 5, 1])), folder/name)
+        good.append(folder/name)
+    return [(path.read_bytes(), mutate_nifti if ".nii" in path.name else mutate) for path in good]
+
+
+def fuzz(folder, count, seed, megabytes=1024, batch=250):
+    """Read so many mutated files; prints JSON: `files used reasons slowest mb wrong`. The same seed makes the same files."""
+    good, wrong, slowest, reasons = seeds(folder/"seeds"), [], (0., -1), {}
+    for data, _ in good: (folder/"good").write_bytes(data); faults_of(folder/"good")  # loads what is loaded once
+    with open("/proc/self/clear_refs", "w") as file: file.write("5")
+    before = _memory("VmHWM")
+    _bound(megabytes, 600)
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    for first in range(0, count, batch):
+        table = []
+        for n in range(first, min(first + batch, count)):
+            rng = np.random.default_rng([seed, n])
+            data, change = good[n % len(good)]
+            path = folder/f"{n}.bin"
+            path.write_bytes(change(data, rng))
+            (folder/"at").write_text(str(n))  # what to look at if this process dies
+            signal.setitimer(signal.ITIMER_PROF, 20)
+            start = time.process_time()
+            try:
+                rows, faults = faults_of(path)
+                wrong += [f"file {n}: {fault}" for fault in faults]
+                table += rows
+            except Exception as e: wrong.append(f"file {n}: {type(e).__name__}: {e}")
+            slowest = max(slowest, (time.process_time() - start, n))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        try:
+            scan = clean_series(typed(table))
+            series_flags(scan)
+            wrong += [f"files from {first}: {int(odd)} rows whose reason does not fit" for odd in [(scan.used != scan.reason.isna()).sum()] if odd]
+            for reason, n in scan.reason.fillna("used").value_counts().items(): reasons[reason] = reasons.get(reason, 0) + int(n)
+        except Exception as e: wrong.append(f"files from {first} together: {type(e).__name__}: {e}")
+        for path in folder.glob("*.bin"): path.unlink()
+    print(json.dumps(dict(files=count, rows=reasons, slowest=slowest, mb=_memory("VmHWM") - before, wrong=wrong)))
