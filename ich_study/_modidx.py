@@ -809,6 +809,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'ich_study.sweep._run_pages': ('sweep.html#_run_pages', 'ich_study/sweep.py'),
                                  'ich_study.sweep._statistics': ('sweep.html#_statistics', 'ich_study/sweep.py'),
                                  'ich_study.sweep._task': ('sweep.html#_task', 'ich_study/sweep.py'),
+                                 'ich_study.sweep._told': ('sweep.html#_told', 'ich_study/sweep.py'),
                                  'ich_study.sweep.headline': ('sweep.html#headline', 'ich_study/sweep.py'),
                                  'ich_study.sweep.install_kernel': ('sweep.html#install_kernel', 'ich_study/sweep.py'),
                                  'ich_study.sweep.plan': ('sweep.html#plan', 'ich_study/sweep.py'),

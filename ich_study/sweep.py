@@ -24,7 +24,7 @@ import ich_study
 from .agreement import agreement_table, band_table, call_table
 from .comparison import compare_table
 from .detection import apply_thresholds, choose_thresholds, detection_table, fold_table
-from .paths import Paths, study_files, study_root, whole_file
+from .paths import Paths, save_json, study_files, study_root, whole_file
 from .predictions import collect_runs, run_complete
 from .reports import Outcome, check_kernel, check_parameters, execute, links_table, render, save_page
 from .schema import StudyError
@@ -148,7 +148,7 @@ def save_statistics(
     predictions, volumes = (pd.concat(parts, ignore_index=True) for parts in zip(*found))
     for name, table in _statistics(predictions, volumes, inputs).items():
         with whole_file(folder/f"{name}.parquet") as part: table.to_parquet(part)
-    with whole_file(folder/"statistics.json") as part: part.write_text(json.dumps({"stamp": stamp}))
+    save_json({"stamp": stamp}, folder/"statistics.json")
     return left_out
 
 # %% ../nbs/92_sweep.ipynb #582196b4
@@ -206,7 +206,7 @@ def save_pages(
         name = jobs[i][0]
         if outcome.status == "failed": failed.append(f"{name}: cell {outcome.cell}: {outcome.error} (see {outcome.notebook})"); continue
         render(outcome.notebook, out/f"{name}.html", f"{study.name}: {name}", links)
-        with whole_file(Path(outcome.notebook).with_name("page.json")) as part: part.write_text(json.dumps({"stamp": stamp}))
+        save_json({"stamp": stamp}, Path(outcome.notebook).with_name("page.json"))
     if failed: raise StudyError("a page could not be made: " + "; ".join(failed))
     _run_pages(study, paths, runs, links)
     return [_front_page(study, paths, runs, left_out, links), *(out/f"{name}.html" for name, _, _ in PAGES)]
@@ -258,6 +258,11 @@ def _front_page(study, paths, runs, left_out, links)->Path:
     return save_page(paths.reports/study.name/"index.html", f"{study.name}: ich_study", "\n".join(body), links[1:])
 
 # %% ../nbs/92_sweep.ipynb #b843a572
+def _told(study)->dict:
+    "A study as others may see it: no folder, and of the study file the name alone"
+    dataset = {k: v for k, v in study.dataset.items() if k not in ("folder", "labels")}
+    return asdict(study) | {"dataset": dataset, "file": Path(study.file).name}
+
 def run_study(
     study:Study,
     root:str|Path="", # study root; empty: found from the working directory
@@ -275,7 +280,7 @@ def run_study(
     table = status(study, root, inputs)
     todo = table[table.state != "done"][["model", "recipe", "seed", "fold"]].to_dict("records")
     summary = Summary(study.name, kept=len(table) - len(todo))
-    with whole_file(paths.runs/study.name/"runs.json") as part: part.write_text(json.dumps(asdict(study), indent=1))
+    save_json(_told(study), paths.runs/study.name/"runs.json")
     jobs = [(_name(r), study_files()/TRAIN, run_folder(study, r, paths)/"executed.ipynb", run_settings(study, r) | {"root": str(paths.root)}) for r in todo]
     for i, outcome in run_missing(jobs, slots, kernel, timeout_s, progress):
         ok = outcome.status == "done" and run_complete(run_folder(study, todo[i], paths), run_fingerprint(study, inputs, todo[i]))
