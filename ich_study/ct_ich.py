@@ -17,8 +17,9 @@ import pandas as pd
 from .cohort import check_used, hash_name, make_index, screen_scan, series_of_index
 from .dicom import map_files
 from .labels import parse_flags, read_csv
-from .masks import open_picture, with_masks
+from .masks import with_masks
 from .nifti import UnusableFile, read_nifti
+from .pixels import open_picture
 from .schema import SUBTYPES, StudyError, check_table
 from .volume import image_gaps_mm
 

@@ -106,7 +106,8 @@ HOSTILE = {
 LIMITED = """
 import resource, sys, time
 from ich_study.nifti import read_nifti, load_nifti_image
-from ich_study.masks import open_picture, match_mask
+from ich_study.masks import match_mask
+from ich_study.pixels import open_picture
 import pandas as pd
 def memory(name): return int(next(l for l in open("/proc/self/status") if l.startswith(name)).split()[1])/1024
 open("/proc/self/clear_refs", "w").write("5")  # the peak begins here; getrusage would show that of the process that started this one
