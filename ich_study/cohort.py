@@ -21,7 +21,7 @@ from .nifti import is_nifti, read_nifti
 from .paths import check_name, whole_file
 from .schema import INDEX, LABELS, REASONS, StudyError, check_table
 from .screen import screen_table
-from .series import FLAGS, NO_HOLE, NO_VOLUME, choose_series, geometry_flags, scan_folder, series_flags
+from .series import FLAGS, NO_HOLE, NO_VOLUME, choose_series, geometry_flags, rows_by, scan_folder, series_flags
 from .volume import image_gaps_mm, measure_areas
 
 # %% ../nbs/25_cohort.ipynb #08b1ca62
@@ -60,7 +60,9 @@ def _label_names(table:pd.DataFrame, labels:Labels)->pd.Series:
     "For each file the row of the labels table that means it, or missing"
     found = pd.Series(None, index=table.index, dtype=object)
     for names in _names(table, labels.level):
-        hit = names[found.isna() & names.isin(labels.table.index)]
+        rest = names[found.isna()]
+        if rest.empty: break
+        hit = rest[rest.isin(labels.table.index)]
         unit = {"image": "image_name", "series": "series_uid"}.get(labels.level)
         if unit:
             many = table.loc[hit.index][table.used[hit.index]].groupby(hit)[unit].nunique()
@@ -157,9 +159,9 @@ def _joined(table:pd.DataFrame, labels:Labels|None, source:str)->pd.DataFrame:
 # %% ../nbs/25_cohort.ipynb #a4a94c81
 def _measured(index:pd.DataFrame, named:pd.DataFrame)->pd.DataFrame:
     "The index with volumes from masks, for series (rows: hash, `mask_file`, `mask_kind`) that have no others"
-    index = index.copy()
+    index, places = index.copy(), rows_by(index.series.where(index.used))
     for row in named.itertuples():
-        at = index.index[index.used & index.series.eq(row.series).fillna(False)]
+        at = index.index[places.get(row.series, [])]
         if not len(at) or index.blood_ml[at].notna().any(): continue
         done = with_masks(index.loc[at], row.mask_file, row.mask_kind)
         for c in (*VOLUME_COLUMNS, "mask_file", "mask_index", "mask_kind", "volume_source"): index.loc[at, c] = done[c].to_numpy()
@@ -224,11 +226,11 @@ def _index_flags(index:pd.DataFrame)->pd.Series:
     "The flags that an index alone can tell, a list for each series"
     used = index[index.used]
     lost = set(index.series[~index.used & ~index.reason.isin(NO_HOLE)].dropna())
-    out = {}
-    for name, rows in used.groupby("series", sort=False):
-        known = rows.position_mm.notna().all()
-        true = geometry_flags(rows.position_mm.to_numpy(float), np.full(len(rows), np.nan)) if known else {"one_image": len(rows) == 1}
-        true |= {"incomplete": name in lost, "no_spacing": rows.row_mm.isna().all()}
+    position, row_mm, out = used.position_mm.to_numpy(float), used.row_mm.to_numpy(float), {}
+    for name, at in rows_by(used.series).items():
+        known = np.isfinite(position[at]).all()
+        true = geometry_flags(position[at], np.full(len(at), np.nan)) if known else {"one_image": len(at) == 1}
+        true |= {"incomplete": name in lost, "no_spacing": np.isnan(row_mm[at]).all()}
         out[name] = [f for f in FLAGS if true.get(f)]
     return pd.Series(out, dtype=object)
 

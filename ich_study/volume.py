@@ -83,9 +83,9 @@ def _steps(positions_mm, thickness_mm)->tuple:
 # %% ../nbs/18_volume.ipynb #00e47333
 def _judge(step:np.ndarray, limit:np.ndarray)->tuple:
     "How many images are missing in each gap, and which gaps are doubtful; small gaps are judged first"
-    missing, doubtful = np.zeros(len(step), int), np.zeros(len(step), bool)
+    missing, doubtful, least = np.zeros(len(step), int), np.zeros(len(step), bool), step.min(initial=np.inf)
     for i in np.argsort(step, kind="stable"):
-        if step[i] <= limit[i] + _SLACK_MM or 1.5*step.min() > step[i] + _SLACK_MM: continue  # expected, or no gap is small beside it
+        if step[i] <= limit[i] + _SLACK_MM or 1.5*least > step[i] + _SLACK_MM: continue  # expected, or no gap is small beside it
         small = np.flatnonzero((1.5*step <= step[i] + _SLACK_MM) & (missing == 0))
         left, right = small[small < i][-1:], small[small > i][:1]
         near = np.concatenate([left, right])
