@@ -280,7 +280,7 @@ def child(part, folder, n=None, cpus=None):
 def run_part(args):
     more = () if args.number is None else (args.number,)
     found = PARTS[args.part](Path(args.folder), *more)
-    print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in found.items()} | {"peak_mb": round(peak_mb())}))
+    print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in found.items()} | {"peak_mb": round(peak_mb()), "cpu": round(time.process_time(), 2)}))
 
 
 def plan(cpu_ms, serial_s, n=ARCHIVE): return {f"{c} cores": round((n*cpu_ms/1000/c + serial_s)/3600, 3) for c in CORES}

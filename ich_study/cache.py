@@ -118,8 +118,10 @@ def load_cache(
     "A finished cache, mapped into memory"
     folder = Path(folder)
     if not (folder/"recipe.json").is_file(): raise StudyError(f"{folder} holds no finished cache; run `ich-study cache` first")
-    recipe = json.loads((folder/"recipe.json").read_text())
-    images, rows = np.load(folder/"images.npy", mmap_mode="r"), pd.read_parquet(folder/"rows.parquet")
+    try:
+        recipe = json.loads((folder/"recipe.json").read_text())
+        images, rows = np.load(folder/"images.npy", mmap_mode="r"), pd.read_parquet(folder/"rows.parquet")
+    except (OSError, ValueError) as e: raise StudyError(f"the cache {folder} cannot be read ({type(e).__name__}); delete the folder and run again") from e
     if len(images) != len(rows) or (verify and _checksum(folder/"images.npy") != recipe["checksum"]):
         raise StudyError(f"the cache {folder} is damaged: its images are not those it was sealed with; delete the folder and run again")
     return Cache(folder, images, rows, recipe)

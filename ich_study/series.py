@@ -155,7 +155,7 @@ def clean_series(
         _compare(s)
         for c in ("reason", "position_mm", "tilt_deg"): columns[c][rows] = s[c]
     for c in ("reason", "position_mm", "tilt_deg"): table[c] = columns[c]
-    return table.assign(used=table.used & table.reason.isna())
+    return table.assign(used=table.used & table.reason.isna(), reason=table.reason.astype("str"))
 
 # %% ../nbs/20_series.ipynb #6f326c3a
 FLAGS = {
