@@ -554,7 +554,8 @@ def map_files(
     "Apply `read` to each item, in worker processes where that pays"
     if workers < 1: raise StudyError(f"workers must be at least 1, got {workers}")
     bar = dict(total=len(files), desc=name, unit=unit, disable=not progress)
-    if workers == 1 or len(files) < many: return [read(f) for f in tqdm(files, **bar)]
+    if workers == 1 or len(files) < many:
+        with tqdm(files, **bar) as listed: return [read(f) for f in listed]
     try:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             return list(tqdm(pool.map(read, files, chunksize=max(1, min(64, len(files)//(8*workers)))), **bar))

@@ -294,7 +294,8 @@ def test_no_name_in_a_header_is_a_path(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ICH_STUDY_ROOT", str(root))
     for name in CLIMBING:
         for z in (0., 5., 10.):
-            write_image(scans/f"{hashlib.sha256(f'{name}{z}'.encode()).hexdigest()}.dcm", image_dataset(z, study=name, PatientID=name, StudyInstanceUID=name, SeriesInstanceUID=f"{name}/s", SOPInstanceUID=f"{name}/{z}"))
+            ds = image_dataset(z, study=name, PatientID=name, StudyInstanceUID=name, SeriesInstanceUID=f"{name}/s", SOPInstanceUID=f"{name}/{z}")
+            write_image(scans/f"{hashlib.sha256(f'{name}{z}'.encode()).hexdigest()}.dcm", ds)
     labels = tmp_path/"labels.csv"
     pd.DataFrame({"series": [f"{n}/s" for n in CLIMBING], **{l: int(l in ("any", "subdural")) for l in LABELS}}).to_csv(labels, index=False)
     before = {p for p in tmp_path.rglob("*")}
