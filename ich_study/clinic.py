@@ -6,7 +6,6 @@
 __all__ = ['load_fitted', 'predict_folder']
 
 # %% ../nbs/94_clinic.ipynb #25cd6d2d
-import json
 import secrets
 import tempfile
 from pathlib import Path

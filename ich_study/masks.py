@@ -18,7 +18,7 @@ import pandas as pd
 from pydicom.filereader import read_file_meta_info
 
 from .dicom import LIMITS, NATIVE, PLUGIN
-from .nifti import UnusableFile, grid_geometry, is_nifti, load_plane, read_grid
+from .nifti import grid_geometry, is_nifti, load_plane, read_grid
 from .pixels import open_picture
 from .schema import LABELS, SUBTYPE_ML, SUBTYPES, StudyError
 from .volume import image_gaps_mm

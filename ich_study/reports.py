@@ -10,7 +10,6 @@ __all__ = ['TYPES', 'STYLE', 'SCRIPT', 'POLICY', 'FOOT', 'Parameter', 'inspect',
 # %% ../nbs/90_reports.ipynb #adcd9914
 import hashlib
 import html
-import json
 import logging
 import os
 import re

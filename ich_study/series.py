@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from .dicom import COLUMNS, PLANE, angle_deg, image_normal, list_files, map_files, read_file
 from .paths import whole_file
