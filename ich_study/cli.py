@@ -9,6 +9,7 @@ __all__ = ['parser', 'main']
 import argparse
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 # %% ../nbs/99_cli.ipynb #c3adf483
@@ -34,13 +35,40 @@ def _index(a):
     print(f"\nindex: {a.out} (it knows file names: keep it private); series: {series_file(a.out)}")
 
 # %% ../nbs/99_cli.ipynb #ad57906d
+def _recipe(name, size):
+    import json
+    from ich_study.recipes import Recipe, make_recipe
+    from ich_study.schema import StudyError
+    if not name.endswith(".json"): return make_recipe(name, size or 256)
+    try: recipe = Recipe.from_dict(json.loads(Path(name).read_text()))
+    except (OSError, ValueError, AttributeError) as e:
+        if isinstance(e, StudyError): raise
+        raise StudyError(f"{name} is no recipe: {e}; `ich-study recipes --json paper` prints one") from None
+    if size and size != recipe.size:
+        raise StudyError(f"{name} makes images of {recipe.size} pixels, not {size}; leave --size out, or change the file")
+    return recipe
+
+@contextmanager
+def _scheduler(address):
+    "Dask workers behind that address do the work; empty: processes of this machine"
+    if not address: yield; return
+    import joblib
+    from distributed import Client
+    from ich_study.schema import StudyError
+    try: client = Client(address, timeout="10s")
+    except (OSError, ValueError, TimeoutError) as e:
+        raise StudyError(f"no Dask scheduler answers at {address} ({type(e).__name__}); start one with `dask scheduler`") from None
+    with client, joblib.parallel_config(backend="dask"): yield
+
+# %% ../nbs/99_cli.ipynb #30100b31
 def _cache(a):
-    from ich_study.cache import build_cache
+    from ich_study.cache import build_cache, verify_cache
     from ich_study.cohort import load_index
     from ich_study.paths import Paths, study_root
-    from ich_study.preprocess import make_recipe
-    cache = build_cache(load_index(a.index), make_recipe(a.recipe, a.size), Paths(study_root()), a.workers)
-    print(f"{len(cache.images)} images of {cache.images.shape[1]} x {cache.images.shape[2]}: {cache.folder}")
+    index, recipe = load_index(a.index), _recipe(a.recipe, a.size)
+    with _scheduler(a.scheduler): cache = build_cache(index, recipe, Paths(study_root()), a.workers)
+    checked = f", {verify_cache(cache.folder)} of them with the bytes they were made with" if a.verify else ""
+    print(f"{len(cache.images)} images of {cache.images.shape[1]} x {cache.images.shape[2]} x {cache.images.shape[3]}{checked}: {cache.folder}")
 
 def _folds(a):
     from ich_study.cohort import load_series_table
@@ -93,8 +121,12 @@ def _models(a):
     print(model_table().to_string(index=False))
 
 def _recipes(a):
-    from ich_study.preprocess import RECIPES
-    for r in RECIPES.values(): print(f"{r.name:8} {r.about}; normalised by {r.normalise}")
+    import json
+    from ich_study.recipes import RECIPES, make_recipe
+    if a.json: print(json.dumps(make_recipe(a.json).as_dict, indent=1)); return
+    for r in RECIPES.values():
+        steps = ", ".join(f"{step}({', '.join(f'{k}={v}' for k, v in given.items())})" for step, given in r.steps)
+        print(f"{r.name:14} {r.about}\n{'':14} {steps}; {r.normalise}, {'augmented' if r.augment else 'not augmented'}")
 
 def _kernel(a):
     from ich_study.sweep import install_kernel
@@ -135,8 +167,10 @@ def _data_commands(sub):
          _arg("--labels", type=Path, metavar="CSV", help="labels and volumes by image, series, study or patient"),
          _arg("--out", type=Path, required=True, metavar="INDEX.parquet"), _WORKERS)
     _add(sub, "cache", _cache, "preprocess every used image by a recipe", "cache index.parquet --recipe paper", _INDEX,
-         _arg("--recipe", default="plain", metavar="NAME", help="see `ich-study recipes` (default %(default)s)"),
-         _arg("--size", type=_whole(8), default=256, metavar="PX", help="side of the images (default %(default)s)"), _WORKERS)
+         _arg("--recipe", default="plain", metavar="NAME", help="see `ich-study recipes`, or a JSON file as it prints (default %(default)s)"),
+         _arg("--size", type=_whole(8), metavar="PX", help="side of the images (default 256, or what the file says)"),
+         _arg("--verify", action="store_true", help="read all bytes afterwards and name every image that has changed"), _WORKERS,
+         _arg("--scheduler", default="", metavar="ADDRESS", help="a Dask scheduler whose workers see the same files, as tcp://host:8786"))
     _add(sub, "folds", _folds, "deal patients into folds", "folds index.parquet --k 5 --out folds.csv", _INDEX,
          _arg("--k", type=_whole(2), default=5, metavar="K", help="folds (default %(default)s)"), _arg("--seed", type=_whole(0), default=17, metavar="S"),
          _arg("--accept", nargs="*", default=[], metavar="CLASS", help="classes that may have fewer patients than folds"),
@@ -152,7 +186,8 @@ def _study_commands(sub):
          _arg("folder", type=Path, metavar="FOLDER"), _arg("--run", type=Path, required=True, metavar="RUN", help="folder of a finished run"),
          _arg("--out", type=Path, metavar="CSV", help="write a table instead of printing it"), _WORKERS)
     _add(sub, "models", _models, "the models there are", "models")
-    _add(sub, "recipes", _recipes, "the recipes there are", "recipes")
+    _add(sub, "recipes", _recipes, "the recipes there are", "recipes --json paper > mine.json",
+         _arg("--json", default="", metavar="NAME", help="one recipe as JSON, to be changed and given to `ich-study cache --recipe`"))
     _add(sub, "kernel", _kernel, "install a Jupyter kernel into this environment", "kernel install --backend jax --gpu 0",
          _arg("action", choices=("install",)), _arg("--backend", choices=("tensorflow", "jax", "torch"), default="tensorflow", help="default %(default)s"),
          _arg("--gpu", type=_whole(0), metavar="N", help="the one device it may see; none: no device"))

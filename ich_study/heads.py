@@ -48,14 +48,15 @@ def blood_head(
 LEVELS = tuple(i/10 for i in range(4, 11))  # grey levels at the start: from brain (0.4) to the end of the brain window (1)
 
 def learnt_windows(
-    image, # (size, size, 1), 0 to 1
+    image, # (size, size, channels), 0 to 1
     steepness:float=20., # of the steps at the start
-): # (size, size, 7), 0 to 1
+): # (size, size, 7 x channels), 0 to 1
     "Each pixel compared with seven grey levels by soft steps that can be trained (after Lee et al. 2018)"
-    layer = layers.Conv2D(len(LEVELS), 1, name="levels")
-    x = layers.Activation("sigmoid", name="windows")(layer(image))
     channels = image.shape[-1]
-    layer.set_weights([np.full((1, 1, channels, len(LEVELS)), steepness/channels, "float32"), -steepness*np.array(LEVELS, "float32")])
+    layer = layers.Conv2D(len(LEVELS)*channels, 1, name="levels")
+    x = layers.Activation("sigmoid", name="windows")(layer(image))
+    own = np.repeat(np.eye(channels, dtype="float32"), len(LEVELS), 1)  # at the start a step looks at one channel
+    layer.set_weights([steepness*own[None, None], np.tile(-steepness*np.array(LEVELS, "float32"), channels)])
     return x
 
 # %% ../nbs/55_heads.ipynb #e070ca49
