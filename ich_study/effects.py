@@ -83,7 +83,7 @@ def effect_figure(
     "Changes against the baseline: recipes as lines, endpoints as panels, models as colours"
     if odd := [p for p in panels if p not in _TITLES]: raise StudyError(f"no panel is called {odd[0]!r}; there are {', '.join(_TITLES)}")
     rows = table[(table.subtype == "any") & table.role.isin(["primary", "secondary", "control"])]
-    panels, models = [p for p in panels if (rows.metric == p).any()], list(dict.fromkeys(rows.model))
+    panels, models = [p for p in panels if (rows.metric == p).any()], sorted(set(rows.model))
     if not panels: raise StudyError("the table holds no change to draw; a complete set of runs of the baseline and of another recipe is needed")
     names, titles = _lines(rows)
     height = 1 + max(y for y in names.values())

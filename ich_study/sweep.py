@@ -176,7 +176,7 @@ ALL_PAIRS = 4  # recipes up to which every pair is compared
 
 def _comparison(tested, volumes)->pd.DataFrame:
     "Pairs of recipes and of models"
-    recipes = list(tested.recipe.drop_duplicates())
+    tested, recipes = tested[tested.image.isna()], list(tested.recipe.drop_duplicates())
     models = compare_table(tested, volumes, over="model")
     if len(recipes) <= ALL_PAIRS: return pd.concat([compare_table(tested, volumes), models], ignore_index=True)
     base = BASELINE if BASELINE in recipes else recipes[0]

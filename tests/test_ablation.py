@@ -1,4 +1,6 @@
 """What the ablation promises: changes by patients, honest p values, and an answer that says no more than the numbers."""
+import re
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +15,7 @@ from ich_study.effects import effect_figure
 from ich_study.reports import execute, render
 from ich_study.schema import LABELS, PREDICTIONS, StudyError, check_table
 from ich_study.study import Study, check_study, list_runs
-from ich_study.sweep import _statistics, has_ablation, own_seed, page_list, study_files
+from ich_study.sweep import _comparison, _statistics, has_ablation, own_seed, page_list, study_files
 
 N = 66
 PATIENTS = np.array([f"p{i:02}" for i in range(N)])
@@ -38,6 +40,14 @@ def tables(sets, n=N, each=1, seed=0, volumes=True):
 
 MODELS = ("bhcnet", "cnn_lstm")
 SETS = [(m, r, s, k) for m in MODELS for r, s, k in (("plain", 17, 1), ("paper", 17, .6), ("no_ahe", 17, 1), ("plain", 18, 1))]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Tables with fewer draws and swaps: these tests ask what is compared, the simulations how well."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ablation, "paired_effect", partial(paired_effect, resamples=600, swaps=499))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +84,8 @@ def test_without_a_change_p_is_uniform_and_the_interval_covers(endpoint):
         if endpoint.endswith("ml"): return volume_measures(errors(rng))[endpoint]
         truth, s = scores(rng)
         return many_areas(np.tile(truth, 2), s.ravel(), endpoint)
-    found = simulated(draw, 300)
-    assert .02 <= (found.p <= .05).mean() <= .09 and stats.kstest(found.p, "uniform").pvalue > .001
+    found = simulated(draw, 250)
+    assert .015 <= (found.p <= .05).mean() <= .09 and stats.kstest(found.p, "uniform").pvalue > .001
     assert .87 <= ((found.low <= 0) & (found.high >= 0)).mean() <= .985
     assert abs(found.value.mean()) < 4*found.value.sem()
 
@@ -113,7 +123,6 @@ def test_the_detectable_change_is_found_in_four_of_five_studies():
 
 
 def test_the_same_numbers_as_the_table_of_all_pairs(table):
-    predictions, volumes = tables([s for s in SETS if s[2] == 17])
     predictions, volumes = (t[t.seed == 17] for t in tables(SETS))
     pairs = compare_table(predictions, volumes).set_index(["metric", "fixed", "first", "second"])
     for metric, name in (("mae_ml", "mae difference (mL)"), ("auc", "auc difference")):
@@ -141,8 +150,7 @@ def test_a_recipe_with_a_second_seed_is_compared_with_the_baseline_of_that_seed(
 
 def test_the_order_of_rows_and_the_size_of_blocks_change_nothing(table, monkeypatch):
     monkeypatch.setattr(ablation, "BLOCK", 20_000)
-    order = [(m, r, s, k) for m, r, s, k in SETS]
-    predictions, volumes = tables(order)
+    predictions, volumes = tables(SETS)
     rng = np.random.default_rng(0)
     within = lambda t: t.iloc[np.lexsort((rng.permutation(len(t)), t.groupby(["model", "recipe", "seed"], sort=False).ngroup()))]
     pd.testing.assert_frame_equal(ablation_table(within(predictions), within(volumes), primary=DECLARED), table)
@@ -235,15 +243,12 @@ def test_further_seeds_stand_in_the_ablation_alone():
     predictions, volumes = tables(SETS)
     both = [pd.concat([t, t.assign(split="validation", series=t.series + "v")]) for t in (predictions, volumes)]
     made = _statistics(study, *both, SimpleNamespace(baselines=(predictions[:0], volumes[:0])))
-    for name in set(made) - {"ablation"}: assert "seed" not in made[name] or set(made[name].seed.dropna()) == {17}, name
+    for name in set(made) - {"ablation"}: assert "seed" not in made[name] or set(made[name].seed.dropna()) <= {17}, name
     assert set(made["ablation"].seed) == {17, 18}
 
 
 def test_many_recipes_are_compared_with_the_baseline_alone():
-    predictions, volumes = tables([("bhcnet", r, 17, 1) for r in ("paper", "plain", "a", "b", "c")])
-    study = Study("t", {"kind": "phantom"}, models=("bhcnet",), recipes=("plain", "paper", "a", "b", "c"))
-    both = [pd.concat([t, t.assign(split="validation", series=t.series + "v")]) for t in (predictions, volumes)]
-    pairs = _statistics(study, *both, SimpleNamespace(baselines=(predictions[:0], volumes[:0])))["comparison"]
+    pairs = _comparison(*tables([("bhcnet", r, 17, 1) for r in ("paper", "plain", "a", "b", "c")]))
     assert len(pairs) == 2*4 and all("plain" in p for p in zip(pairs["first"], pairs["second"]))
     for _, g in pairs.groupby("metric"): assert np.allclose(g.p_holm, holm(g.p.to_numpy()))
 
@@ -267,7 +272,9 @@ def test_the_page_is_made_from_the_table(tmp_path, volumes):
     made.to_parquet(tmp_path/"runs/t/ablation.parquet")
     out = execute(study_files()/"5_ablation.ipynb", tmp_path/"page/executed.ipynb", {"study": str(file), "root": str(tmp_path)})
     assert out.status == "done", out.error
-    page = render(out.notebook, tmp_path/"page.html", "t").read_text()
-    assert "data:image/png" in page and "bhcnet, plain, seed 18" in page and "NaN" not in page and ">nan<" not in page and "Traceback" not in page
+    whole = render(out.notebook, tmp_path/"page.html", "t").read_text()
+    page, pictures = re.subn(r"data:image/png;base64,[\w+/=]+", "", whole)
+    page = re.sub(r"<details>.*?</details>", "", page, flags=re.S)  # folded code
+    assert pictures == 1 and "bhcnet, plain, seed 18" in page and not re.search(r"\bnan\b|>NaN<", page) and "Traceback" not in page
     assert ("On synthetic heads" in page) == volumes and ("no reference volume" in page) != volumes
-    assert len(page.encode()) < 400_000 and str(tmp_path) not in page
+    assert len(whole.encode()) < 400_000 and str(tmp_path) not in page
