@@ -6,6 +6,7 @@
 __all__ = ['load_fitted', 'predict_folder']
 
 # %% ../nbs/94_clinic.ipynb #25cd6d2d
+import json
 import secrets
 import tempfile
 from pathlib import Path
@@ -20,7 +21,7 @@ from .cohort import index_folder
 from .models import load_model_spec
 from .paths import Paths
 from .predictions import load_run, prediction_table, volume_table
-from .recipes import Recipe
+from .preprocess import Recipe
 from .schema import LABELS, StudyError
 from .train import Fitted, Settings, predict_rows
 
@@ -34,7 +35,8 @@ def load_fitted(
     if not (run/"model.keras").is_file(): raise StudyError(f"{run} has no model.keras; run it again")
     model = keras.models.load_model(run/"model.keras", compile=False)
     unit = load_model_spec(about["model"]).unit
-    recipe = Recipe.from_dict(about["recipe_steps"])
+    steps = tuple((s, p) for s, p in about["recipe_steps"]["steps"])
+    recipe = Recipe(about["recipe_steps"]["name"], steps, about["recipe_steps"]["normalise"])
     return Fitted(model, unit, Settings(**about["settings"]), Normaliser(**about["normaliser"]), np.nan if about["blood_sd"] is None else about["blood_sd"], pd.DataFrame()), recipe, about
 
 # %% ../nbs/94_clinic.ipynb #172c1bd9

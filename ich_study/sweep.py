@@ -314,7 +314,7 @@ def _front_page(study, paths, runs, left_out, links)->Path:
     lost += [f"<li>{_name(r)}: {r['state']}</li>" for r in runs[runs.state.eq("failed") | (runs.state.ne("done") & ~many)].to_dict("records")]
     body = [f"<h1>{study.name}: does preprocessing improve the measured volume of intracranial haemorrhage?</h1>", *_notes(study, paths, runs),
             f"<h2>In short</h2><p>Test patients of all {study.folds} folds together, by series, with 95 % intervals; "
-            "<b>threshold</b>, <b>abc2</b> and <b>mask50</b> are methods without learning. A click on a column's head sorts.</p>",
+            "those with recipe <b>none</b> are methods without learning. A click on a column's head sorts.</p>",
             links_table(headline(read("detection"), read("agreement"))), "<h2>Pages</h2>",
             links_table([{"page": (title, f"{name}.html")} for name, _, title in page_list(study)]), f"<h2>Runs</h2>{'<p>The executed notebooks stand in runs/.</p>' if many else ''}", links_table(rows)]
     if lost: body += ["<h2>Missing</h2><ul>", *lost, "</ul>"]
