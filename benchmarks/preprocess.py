@@ -48,6 +48,9 @@ DISKS = (.4, 2., 10.)  # GB/s
 BANDS = ((40, 80), (80, 200), (600, 2800))
 THREE = Recipe("paper_three_windows", (("windows", {"bands": [list(b) for b in BANDS]}), ("gaussian", {"sigma_px": 1.}), ("clahe", {"tiles": 8, "clip": 2.}), ("resize", {"size": 256})))
 PACKED = {"run-length": "1.2.840.10008.1.2.5", "lossless JPEG": "1.2.840.10008.1.2.4.70", "JPEG 2000": "1.2.840.10008.1.2.4.90"}
+RSNA = ("SOPInstanceUID", "Modality", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "StudyID", "ImagePositionPatient", "ImageOrientationPatient", "SamplesPerPixel",
+        "PhotometricInterpretation", "Rows", "Columns", "PixelSpacing", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "WindowCenter", "WindowWidth",
+        "RescaleIntercept", "RescaleSlope", "PixelData")
 SECTIONS = ("speed", "windows", "workers", "compressed", "cold", "cache", "batches", "memory")
 cv2.setNumThreads(1)
 
@@ -66,8 +69,11 @@ def heads(images):
 def rsna_header(k, hu):
     """The 22 elements that files of RSNA 2019 have."""
     from ich_study.odd import image_dataset
-    return image_dataset(5.*k, hu=hu, study=f"study{k//30:06d}", SOPInstanceUID=f"1.2.840.99999.4.{10**9 + k}", StudyID="", PixelRepresentation=1, BitsStored=16,
-                         RescaleIntercept=-1024, RescaleSlope=1, WindowCenter=40, WindowWidth=80)
+    ds = image_dataset(5.*k, hu=hu, study=f"study{k//30:06d}", SOPInstanceUID=f"1.2.840.99999.4.{10**9 + k}", StudyID="", PixelRepresentation=1, BitsStored=16,
+                       RescaleIntercept=-1024, RescaleSlope=1, WindowCenter=40, WindowWidth=80)
+    for element in list(ds):
+        if element.keyword not in RSNA: del ds[element.tag]
+    return ds
 
 
 def cq500_header(k, hu):
