@@ -110,6 +110,13 @@ def test_same_seed_same_predictions(root, tmp_path):
         pd.testing.assert_frame_equal(a, b, check_exact=True)
 
 
+def test_a_recipe_with_a_mask_channel_trains_to_a_whole_page(root, tmp_path):
+    done = papermill(STUDY/"3_train.ipynb", tmp_path/"out.ipynb", "-p", "recipe", "watershed", "-p", "epochs", "1", root=root)
+    assert done.returncode == 0, done.stderr[-3000:]
+    about = json.loads((root/RUNS[0].replace("/plain/", "/watershed/")/"run.json").read_text())
+    assert len(about["normaliser"]["mean"]) == 2 and about["augmented"]
+
+
 def test_papermill_by_hand_refuses_a_misspelt_parameter(root, tmp_path):
     done = papermill(STUDY/"3_train.ipynb", tmp_path/"out.ipynb", "-p", "modle", "bhcnet", root=root)
     assert done.returncode == 1 and "modle" in done.stderr and "fold" in done.stderr and "recipe" in done.stderr
