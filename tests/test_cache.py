@@ -62,6 +62,7 @@ def script(body, root, index, **options):
         from ich_study.paths import Paths
         from ich_study.recipes import make_recipe
         c.CHUNK, WORKERS = 4, 1
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell without job control hands down that it is ignored
     """
     tail = f"c.build_cache(load_index({str(index)!r}), make_recipe('paper', {SIZE}), Paths(Path({str(root)!r})), WORKERS)"
     text = textwrap.dedent(head) + textwrap.dedent(body) + "\nif __name__ == '__main__':\n    " + tail + "\n"
