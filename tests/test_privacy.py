@@ -151,7 +151,7 @@ def fail(p, good, labels, own):
     (p.root/"runs/hostile/pages/cohort/page.json").unlink()
     for file in p.dicom: damage(file)
     p.call(1, "pages that meet a spoilt file", "report", good, apart=True)
-    cut = next(f for f in (p.root/"cache").rglob("plain-*/images.npy") if json.loads(f.with_name("recipe.json").read_text())["size"] == 32)
+    cut = next(f.with_name("images.npy") for f in (p.root/"cache").rglob("recipe.json") if json.loads(f.read_text())["size"] == 32)
     os.truncate(cut, 5000)
     p.call(1, "a cache cut short", "cache", own, "--size", 32)
     p.call(1, "a cache of spoilt files", "cache", own, "--size", 128)
