@@ -21,7 +21,7 @@ from .cohort import index_folder
 from .models import load_model_spec
 from .paths import Paths
 from .predictions import load_run, prediction_table, volume_table
-from .preprocess import Recipe
+from .recipes import Recipe
 from .schema import LABELS, StudyError
 from .train import Fitted, Settings, predict_rows
 
