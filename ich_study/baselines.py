@@ -99,9 +99,10 @@ def _against_mask(rows)->list:
     fraction, names = load_masks(rows)
     if names not in (("any",), SUBTYPES): return []
     any_blood, out = np.minimum(fraction.sum(-1), 1), []
+    truth, full = volume_ml(any_blood, *known), any_blood >= .5
     for name, blood in _found(rows, SEGMENTERS, *known[1:]).items():
-        truth, ml = volume_ml(any_blood, *known), volume_ml(blood, *known)
-        values = (rows.series.iloc[0], rows.patient.iloc[0], name, truth, ml, ml - truth, dice(blood, any_blood >= .5))
+        ml = volume_ml(blood, *known)
+        values = (rows.series.iloc[0], rows.patient.iloc[0], name, truth, ml, ml - truth, dice(blood, full))
         out.append(dict(zip(_COLUMNS, values)))
     return out
 

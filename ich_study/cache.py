@@ -91,7 +91,7 @@ _MODULES = ("dicom", "nifti", "pixels", "segment", "masks", "preprocess", "fused
 @lru_cache
 def _made_by()->dict:
     "Versions of the libraries and a hash of the code that decide the bytes of a cache"
-    files = [f for m in _MODULES if (f := Path(ich_study.__file__).with_name(f"{m}.py")).is_file()]
+    files = [Path(ich_study.__file__).with_name(f"{m}.py") for m in _MODULES]
     return {"versions": {p: version(p) for p in _LIBRARIES}, "code": _hash(b"".join(f.read_bytes() for f in files))}
 
 # %% ../nbs/40_cache.ipynb #67dea535

@@ -51,9 +51,9 @@ def _lines(table):
     for group, recipes in effect_order(table.recipe[table.role.isin(["primary", "secondary"])]):
         titles.append((group, y)); y += 1
         for r in recipes: names[r, "own"] = y; y += 1
-    for r, s in table[table.role == "control"][["recipe", "seed"]].drop_duplicates().itertuples(index=False):
-        if (chance := ("chance in training", y)) and not any(t == chance[0] for t, _ in titles): titles.append(chance); y += 1
-        names[r, int(s)] = y; y += 1
+    controls = table[table.role == "control"][["recipe", "seed"]].drop_duplicates()
+    if len(controls): titles.append(("chance in training", y)); y += 1
+    for r, s in controls.itertuples(index=False): names[r, int(s)] = y; y += 1
     return names, titles
 
 def _points(ax, rows, names, metric, models):
