@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['MISSING', 'KINDS', 'WARP_ON', 'PAD', 'slab_ml', 'label_targets', 'blood_targets', 'FoldData', 'fold_data',
-           'Normaliser', 'fit_normaliser', 'blood_sd', 'Warp', 'with_warp', 'warp_targets', 'ImageBatches',
-           'padded_length', 'series_slices', 'pad_series', 'bucket_series', 'SeriesBatches', 'toy_cache']
+           'Normaliser', 'fit_normaliser', 'blood_sd', 'Warp', 'with_warp', 'warp_targets', 'balanced_parts',
+           'kept_share', 'undo_balance', 'ImageBatches', 'padded_length', 'series_slices', 'pad_series',
+           'bucket_series', 'SeriesBatches', 'toy_cache']
 
 # %% ../nbs/50_batches.ipynb #7aac08cc
 from dataclasses import dataclass
@@ -159,25 +160,60 @@ def warp_targets(
     return np.where((factor == 0)[:, None], MISSING, labels).astype(np.float32), np.where(blood > 0, moved, blood).astype(np.float32)
 
 # %% ../nbs/50_batches.ipynb #fd486800
+def balanced_parts(
+    data:FoldData,
+    role:str, # train, validation or test
+    balance:float, # images without blood for each with blood; 0: all
+)->tuple: # positions of images with blood, positions of the others, how many of these a pass takes
+    "The images of one role in two parts"
+    if not 0 <= balance < np.inf: raise StudyError(f"balance is {balance}; it should be 0 (all images) or the number of images without blood for each with blood")
+    at = data.where(role)
+    bloody = data.rows["any"].iloc[at].fillna(False).to_numpy(bool)
+    some = balance > 0 and bloody.any() and not bloody.all()
+    return at[bloody], at[~bloody], min((~bloody).sum(), max(1, round(balance*bloody.sum()))) if some else (~bloody).sum()
+
+def kept_share(
+    data:FoldData,
+    balance:float, # as in `balanced_parts`
+)->float: # above 0, 1 at most
+    "Share of the training images without blood that one pass takes"
+    _, others, drawn = balanced_parts(data, "train", balance)
+    return float(drawn/len(others)) if len(others) else 1.
+
+def undo_balance(
+    scores:np.ndarray, # (images, 6), `any` first, of a network trained on the kept images
+    blood:np.ndarray, # (images,) parts or mL
+    kept:float, # share of the images without blood that were trained on, above 0
+)->tuple: # scores and blood as a network trained on all images would give
+    "What a balanced training made too large, made right"
+    images = scores[:, 0] + (1 - scores[:, 0])/kept
+    return np.minimum(scores/images[:, None], 1.), blood/images
+
+# %% ../nbs/50_batches.ipynb #cacf5039
 WARP_ON = ("loader", "model")
 
 class ImageBatches(keras.utils.PyDataset):
     "Images of one role in batches: (images, {'labels', 'blood'})"
     def __init__(self, data:FoldData, role:str, normaliser:Normaliser, sd:float, batch:int=32, shuffle:bool=False, augmented:bool=False, seed:int=0,
-                 warp_on:str="loader", masks:bool=False):
-        "`warp_on` \"model\": ({'image': bytes, 'warp': matrices}, …) for `with_warp`; `masks`: also the target 'mask', warped here in any case"
+                 warp_on:str="loader", masks:bool=False, balance:float=0.):
+        """`warp_on` "model": ({'image': bytes, 'warp': matrices}, …) for `with_warp`; `masks`: also the target 'mask', warped here in any case;
+        `balance`: images without blood drawn for each image with blood, anew in each pass when shuffled; 0: all images"""
         super().__init__(workers=0)
         if role not in ROLES: raise StudyError(f"no role is called {role!r}; there are {', '.join(ROLES)}")
         if warp_on not in WARP_ON: raise StudyError(f"images are warped by {' or '.join(WARP_ON)}, not by {warp_on!r}")
         self.data, self.normaliser, self.batch, self.shuffle, self.augmented, self.seed = data, normaliser, batch, shuffle, augmented, seed
-        self.inside, self.masks, self.at, self.passes = warp_on == "model", masks, data.where(role), -1
+        self.inside, self.masks = warp_on == "model", masks
         self.labels, self.blood = label_targets(data.rows), blood_targets(data.rows, sd)
-        self.on_epoch_end()
+        self.bloody, self.others, self.drawn = balanced_parts(data, role, balance)
+        self.start(0)
 
-    def __len__(self): return -(-len(self.at)//self.batch)
-    def on_epoch_end(self):
-        self.passes += 1
-        self.order = np.random.default_rng([self.seed, self.passes]).permutation(self.at) if self.shuffle else self.at
+    def __len__(self): return -(-len(self.order)//self.batch)
+    def on_epoch_end(self): self.start(self.passes + 1)
+    def start(self, passes):
+        "Begin the pass of that number, counted from 0"
+        self.passes, rng = passes, np.random.default_rng([self.seed, passes if self.shuffle else 0])
+        self.order = np.sort(np.concatenate([self.bloody, rng.choice(self.others, self.drawn, replace=False)]))
+        if self.shuffle: self.order = rng.permutation(self.order)
 
     def __getitem__(self, i):
         at = self.order[i*self.batch:(i + 1)*self.batch]
@@ -251,26 +287,39 @@ def bucket_series(
 # %% ../nbs/50_batches.ipynb #56d75c4d
 class SeriesBatches(keras.utils.PyDataset):
     "Series of one role in batches: ({'images', 'mask'}, {'image_labels', 'blood', 'labels'})"
-    def __init__(self, data:FoldData, role:str, per_image, sd:float, batch:int=4, shuffle:bool=False, seed:int=0):
-        "`per_image`: an array (all images, …) or a function of positions that gives one"
+    def __init__(self, data:FoldData, role:str, per_image, sd:float, batch:int=4, shuffle:bool=False, seed:int=0, augmented:bool=False):
+        "`per_image`: features as an array (all images, …), or the normaliser of the images themselves, which may be augmented"
         super().__init__(workers=0)
-        self.parts, self.batch, self.shuffle, self.seed, self.passes = series_slices(data.rows, data.where(role)), batch, shuffle, seed, -1
-        self.read = per_image if callable(per_image) else per_image.__getitem__
+        self.parts, self.batch, self.shuffle, self.seed = series_slices(data.rows, data.where(role)), batch, shuffle, seed
+        self.cache, self.per_image, self.augmented = data.cache, per_image, augmented and callable(per_image)
         self.labels, self.blood = label_targets(data.rows), blood_targets(data.rows, sd)
-        self.on_epoch_end()
+        self.start(0)
 
     def __len__(self): return len(self.batches)
-    def on_epoch_end(self):
-        self.passes += 1
-        self.batches = bucket_series(self.parts, self.batch, np.random.default_rng([self.seed, self.passes]) if self.shuffle else None)
+    def on_epoch_end(self): self.start(self.passes + 1)
+    def start(self, passes):
+        "Begin the pass of that number, counted from 0"
+        self.passes = passes
+        self.batches = bucket_series(self.parts, self.batch, np.random.default_rng([self.seed, passes]) if self.shuffle else None)
+
     def __getitem__(self, i):
         parts = self.batches[i]
         length = padded_length(max(map(len, parts)))
         pad = lambda values, fill=0: pad_series(values, fill, length)
-        x = {"images": pad([self.read(p) for p in parts]), "mask": pad([np.ones(len(p)) for p in parts])}
-        y = {"image_labels": pad([self.labels[p] for p in parts], MISSING), "blood": pad([self.blood[p][:, None] for p in parts], MISSING),
-             "labels": np.stack([_series_labels(self.labels[p]) for p in parts])}
+        read, labels, blood = zip(*(self._series(p, np.random.default_rng([self.seed, self.passes, i, k])) for k, p in enumerate(parts)))
+        x = {"images": pad(read), "mask": pad([np.ones(len(p)) for p in parts])}
+        y = {"image_labels": pad(labels, MISSING), "blood": pad([b[:, None] for b in blood], MISSING), "labels": np.stack([_series_labels(l) for l in labels])}
         return x, y
+
+    def _series(self, at, rng):
+        "What is read of one series, its labels and its blood; one warp for all its images"
+        if not callable(self.per_image): return self.per_image[at], self.labels[at], self.blood[at]
+        images, labels, blood = self.cache.images[at], self.labels[at], self.blood[at]
+        if self.augmented:
+            warps = np.repeat(draw_warps(1, images.shape[1], rng)[0], len(at), 0)
+            labels, blood = warp_targets(images, _masks(self.cache, at), warps, labels, blood)
+            images = warp_images(images, warps)
+        return self.per_image(images), labels, blood
 
 def _series_labels(labels):
     "1 if any image has it, 0 if all are known not to have it, else MISSING"

@@ -39,4 +39,4 @@ def build(
     x = layers.Dropout(dropout, name="dropout")(layers.Dense(dense, activation="relu", name="dense")(x))
     return keras.Model(image, {"labels": label_head(x), "blood": blood_head(x)}, name="bhcnet")
 
-MODEL = ModelSpec("bhcnet", "BHCNet", "image", build, "plain CNN, one image at a time", "Mushtaq et al. 2021, doi 10.1109/ACCESS.2021.3102740")
+MODEL = ModelSpec("bhcnet", "BHCNet", "image", build, "plain CNN, one image at a time", "Mushtaq et al. 2021, doi 10.1109/ACCESS.2021.3102740", 33_565, 906_055)

@@ -118,7 +118,10 @@ def _predict(a):
 
 def _models(a):
     from ich_study.models import model_table
-    print(model_table().to_string(index=False))
+    for m in model_table().itertuples():
+        reads = "one image" if m.unit == "image" else "a series"
+        print(f"{m.model:16} {m.title}: {m.about}\n{'':16} reads {reads}, grey levels 0 to 1; quick: 64 x 64 pixels, {m.quick:,} parameters; "
+              f"paper: 256 x 256 pixels, {m.paper:,}\n{'':16} {m.source}")
 
 def _recipes(a):
     import json

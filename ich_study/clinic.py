@@ -11,7 +11,6 @@ import secrets
 import tempfile
 from pathlib import Path
 
-import keras
 import numpy as np
 import pandas as pd
 
@@ -24,6 +23,7 @@ from .predictions import load_run, prediction_table, volume_table
 from .recipes import Recipe
 from .schema import LABELS, StudyError
 from .train import Fitted, Settings, predict_rows
+from .weights import load_model, read_about
 
 # %% ../nbs/94_clinic.ipynb #a453b41c
 def load_fitted(
@@ -33,11 +33,13 @@ def load_fitted(
     run = Path(run)
     about = load_run(run)[2]
     if not (run/"model.keras").is_file(): raise StudyError(f"{run} has no model.keras; run it again")
-    model = keras.models.load_model(run/"model.keras", compile=False)
-    unit = load_model_spec(about["model"]).unit
+    unit, said = load_model_spec(about["model"]).unit, read_about(run/"model.keras")
+    for what, here, there in (("a model", about["model"], said["model"]), ("the recipe", about["recipe_steps"]["checksum"], said["recipe"]["checksum"])):
+        if here != there: raise StudyError(f"{run}: run.json tells of {what} {here}, but model.keras holds {there}; they are not of one run, so run it again")
+    model = load_model(run/"model.keras")
     steps = tuple((s, p) for s, p in about["recipe_steps"]["steps"])
     recipe = Recipe(about["recipe_steps"]["name"], steps, about["recipe_steps"]["normalise"])
-    return Fitted(model, unit, Settings(**about["settings"]), Normaliser(**about["normaliser"]), np.nan if about["blood_sd"] is None else about["blood_sd"], pd.DataFrame()), recipe, about
+    return Fitted(model, unit, Settings(**about["settings"]), Normaliser(**about["normaliser"]), np.nan if about["blood_sd"] is None else about["blood_sd"], pd.DataFrame(), kept=about["kept"]), recipe, about
 
 # %% ../nbs/94_clinic.ipynb #172c1bd9
 def predict_folder(
@@ -60,5 +62,6 @@ def predict_folder(
     where = index[index.used].groupby("series", sort=False).file.first().map(lambda f: str(Path(f).parent.relative_to(folder.resolve())) if Path(f).is_relative_to(folder.resolve()) else str(Path(f).parent.name))
     wide = table[table.image.isna()].pivot(index="series", columns="subtype", values="score")[list(LABELS)].reindex(where.index)
     out = wide.assign(folder=where, images=series.set_index("series").images, blood_ml=volumes)
-    out["reason"] = np.where(out.blood_ml.isna(), "no volume: the distance between images or the pixel size is not known", "")
+    why = "the model was never shown one" if np.isnan(fitted.blood_sd) else "the distance between images or the pixel size is not known"
+    out["reason"] = np.where(out.blood_ml.isna(), f"no volume: {why}", "")
     return out.rename_axis("series").reset_index()[["folder", "series", "images", *LABELS, "blood_ml", "reason"]].round({l: 4 for l in LABELS} | {"blood_ml": 2})

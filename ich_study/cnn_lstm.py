@@ -86,4 +86,4 @@ def build(
     return keras.Model({"images": images, "mask": mask}, out, name="cnn_lstm")
 
 MODEL = ModelSpec("cnn_lstm", "CNN-LSTM Fusion", "series", build, "DenseNet per image, LSTM over the series",
-                  "the paper's section 3-2; Huang et al. 2017, arXiv 1608.06993")
+                  "the paper's section 3-2; Huang et al. 2017, arXiv 1608.06993", 48_237, 12_429_639)

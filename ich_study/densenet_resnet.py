@@ -86,4 +86,4 @@ def build(
     return keras.Model(image, {"labels": label_head(x), "blood": blood_head(x)}, name="densenet_resnet")
 
 MODEL = ModelSpec("densenet_resnet", "Multilayer DenseNet-ResNet", "image", build, "DenseNet and ResNet side by side, joined at three depths",
-                  "Nizarudeen and Shunmugavel 2022, doi 10.3233/JIFS-221177")
+                  "Nizarudeen and Shunmugavel 2022, doi 10.3233/JIFS-221177", 55_551, 32_587_751)

@@ -98,7 +98,7 @@ def sequence_network(
     x = _norm(given, real, "features")
     first, known = first_sequence(x, real, dense, dropout, units, depth)
     second, state = second_sequence([_logits(x, "alone"), first], mask, real, filters, units, depth)
-    scores = layers.Average(name="image_labels")([layers.Activation("sigmoid", name="first")(first), layers.Activation("sigmoid", name="second")(second)])
+    scores = layers.Average(name="image_labels", dtype="float32")([layers.Activation("sigmoid", dtype="float32", name=n)(x) for n, x in (("first", first), ("second", second))])
     blood = blood_head(layers.Concatenate(name="known")([known, state]), hidden)
     return keras.Model({"images": given, "mask": mask}, {"image_labels": scores, "blood": blood, "labels": HighestImage(name="labels")(scores, mask)}, name="sequence")
 
@@ -118,4 +118,4 @@ def build(
     return keras.Model({"images": images, "mask": mask}, out, name="dl_solution")
 
 MODEL = ModelSpec("dl_solution", "DL Solution", "series", build, "DenseNet per image, then two networks along the series",
-                  "Wang et al. 2021, PMC8377493")
+                  "Wang et al. 2021, PMC8377493", 40_208, 10_407_258)

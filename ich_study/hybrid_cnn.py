@@ -130,4 +130,4 @@ def build(
     return keras.Model({"images": images, "mask": mask}, out, name="hybrid_cnn")
 
 MODEL = ModelSpec("hybrid_cnn", "Hybrid CNN", "series", build, "3D contraction over five images, flat expansion",
-                  "Chang et al. 2018, PMC6128745")
+                  "Chang et al. 2018, PMC6128745", 36_071, 2_489_895)

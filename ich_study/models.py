@@ -16,10 +16,10 @@ import ich_study
 from .schema import StudyError
 
 # %% ../nbs/62_models.ipynb #0dc9f13d
-_DECLARED = re.compile(r'^MODEL = ModelSpec\("(\w+)", "([^"]+)", "(image|series)", \w+, "([^"]*)",\s*"([^"]*)"\)', re.M)
+_DECLARED = re.compile(r'^MODEL = ModelSpec\("(\w+)", "([^"]+)", "(image|series)", \w+, "([^"]*)",\s*"([^"]*)",\s*([\d_]+), ([\d_]+)\)', re.M)
 
 def _declarations()->dict:
-    "Module name -> (name, title, unit, about, source) of every declared model, in order of their notebooks' numbers"
+    "Module name -> (name, title, unit, about, source, parameters quick and paper) of every declared model, in order of their notebooks' numbers"
     files = sorted(Path(ich_study.__file__).parent.glob("*.py"), key=lambda f: _number(f.read_text()))
     found = {f.stem: _DECLARED.search(f.read_text()) for f in files}
     return {stem: m.groups() for stem, m in found.items() if m}
@@ -32,8 +32,9 @@ def model_names()->tuple:
     return tuple(d[0] for d in _declarations().values())
 
 def model_table()->pd.DataFrame: # one row per model
-    "What there is: name, title, the unit it works on, one line, source"
-    return pd.DataFrame(_declarations().values(), columns=["model", "title", "unit", "about", "source"])
+    "What there is: name, title, the unit it works on, one line, source, parameters of both profiles (one channel)"
+    table = pd.DataFrame(_declarations().values(), columns=["model", "title", "unit", "about", "source", "quick", "paper"])
+    return table.assign(**{profile: [int(n) for n in table[profile]] for profile in ("quick", "paper")})
 
 def load_model_spec(
     name:str, # one of `model_names`

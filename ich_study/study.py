@@ -240,8 +240,9 @@ def prepare(
     return Inputs(index, series, folds, caches, baselines)
 
 # %% ../nbs/64_study.ipynb #5781d5f0
-TRAINING_CODE = ("schema", "augment", "batches", "heads", "predictions", "train")  # modules that decide a run's numbers, with the model's own
-UNCHANGED = {"epochs": 0, "batch": 0, "learning_rate": 0.0, "augment": True, "variant": "base"}  # 3_train's word for "as the profile says"
+TRAINING_CODE = ("schema", "augment", "batches", "heads", "weights", "predictions", "train")  # modules that decide a run's numbers, with the model's own
+UNCHANGED = {"epochs": 0, "batch": 0, "learning_rate": 0.0, "augment": True, "balance": 1.0, "schedule": "cosine", "precision": "auto", "sequence": "features",
+             "weights": "none", "variant": "base"}  # 3_train's word for "as the profile says"
 
 def run_settings(
     study:Study,
