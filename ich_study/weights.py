@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import re
+import struct
 import sys
 import zipfile
 from contextlib import contextmanager
@@ -48,9 +49,11 @@ def _archive(path):
             members = archive.infolist()
             odd = [m.filename for m in members if m.compress_type != zipfile.ZIP_STORED or m.file_size != m.compress_size]
             if odd or len({m.filename for m in members}) < len(members):
-                raise StudyError(f"{path} is no model file as Keras writes it: {odd[0] + ' is packed' if odd else 'a name occurs twice in it'}; it is not opened")
+                why = f"{odd[0]} is packed" if odd else "a name occurs twice in it"
+                raise StudyError(f"{path} is no model file as Keras writes it: {why}; it is not opened")
             yield archive
-    except (zipfile.BadZipFile, OSError, UnicodeError, json.JSONDecodeError, RecursionError, NotImplementedError, EOFError) as e:
+    except StudyError: raise
+    except (zipfile.BadZipFile, OSError, RuntimeError, EOFError, ValueError, KeyError, struct.error) as e:  # what zipfile and json raise on broken bytes
         raise StudyError(f"{path} is damaged or no Keras file ({_line(e)}); take it again from where it came") from None
 
 def _line(error): return " ".join((str(error) or type(error).__name__).split())[:200]
@@ -62,7 +65,8 @@ def read_about(
     "What a model file says of itself; the network is not built"
     with _archive(path) as archive:
         if "study.json" not in archive.namelist():
-            raise StudyError(f"{path} was not saved by this study: it has no study.json, so nobody knows which pixels it wants; train it here or save it with save_model")
+            raise StudyError(f"{path} was not saved by this study: it has no study.json, so nobody knows which pixels it wants; "
+                             "train it here or save it with save_model")
         about = json.loads(archive.read("study.json"))
     if not isinstance(about, dict): raise StudyError(f"the study.json in {path} holds no record of a model; take the file again from where it came")
     return about
@@ -104,7 +108,8 @@ def foreign_parts(
     found = {name for value in config.values() for name in foreign_parts(value)}
     if "class_name" in config and not _known_class(config):
         shown = config.get("config") if config["class_name"] == "function" else config.get("registered_name") or config["class_name"]
-        found.add(f"{str(shown)[:60]} (from {str(config.get('module'))[:60]})")
+        own = str(shown).startswith("ich_study>")
+        found.add(f"{str(shown)[:60]} ({'not known here; import its module first' if own else 'from ' + str(config.get('module'))[:60]})")
     return sorted(found)
 
 # %% ../nbs/53_weights.ipynb #30ffa4b9
@@ -115,16 +120,19 @@ def load_model(
     if Path(path).suffix != ".keras": raise StudyError(f"{path} is no model file: its name should end in .keras")
     with _archive(path) as archive:
         missing, extra = set(MEMBERS[1:3]) - set(archive.namelist()), set(archive.namelist()) - set(MEMBERS)
-        if missing or extra: raise StudyError(f"{path} is no model file of this study: {'it lacks ' + min(missing) if missing else 'it also holds ' + min(extra)[:60]}; it is not loaded")
+        why = f"it lacks {min(missing)}" if missing else f"it also holds {min(extra)[:60]}" if extra else ""
+        if why: raise StudyError(f"{path} is no model file of this study: {why}; it is not loaded")
         damaged = archive.testzip()
         if damaged: raise StudyError(f"{path} is damaged: the checksum of {damaged} does not fit; take it again from where it came")
         config = json.loads(archive.read("config.json"))
         if "study.json" in archive.namelist(): _import_model(json.loads(archive.read("study.json")))
     if not isinstance(config, dict) or "class_name" not in config: raise StudyError(f"{path} describes no network; take it again from where it came")
     odd = foreign_parts(config)
-    if odd: raise StudyError(f"{path} holds {', '.join(odd[:3])}{' …' if len(odd) > 3 else ''}: not a part of Keras or of this study that may be loaded; it could run code of its own, so it is not opened")
+    if odd: raise StudyError(f"{path} holds {', '.join(odd[:3])}{' …' if len(odd) > 3 else ''}: not a part of Keras or of this study that may be loaded; "
+                             "it could run code of its own, so it is not opened")
     try: return keras.models.load_model(path, compile=False, safe_mode=True)
-    except Exception as e: raise StudyError(f"{path} cannot be built ({type(e).__name__}: {_line(e)}); it is damaged or made by another version of Keras or of this study") from None
+    except Exception as e:
+        raise StudyError(f"{path} cannot be built ({type(e).__name__}: {_line(e)}); it is damaged or made by another version of Keras or of this study") from None
 
 def _import_model(about):
     "Import `ich_study.<model>`, which registers the layers of that model, if there is such a module"
@@ -179,7 +187,8 @@ def _donor(last, weights):
     if weights == "imagenet":
         try: return build(include_top=False, weights="imagenet", input_shape=(32, 32, 3)), "Keras's ImageNet weights"
         except Exception as e:
-            raise StudyError(f"Keras has no ImageNet weights of {title} and could not fetch them ({_line(e)}); put the file {file} into {_keras_models()}, or give the path of it as weights") from None
+            raise StudyError(f"Keras has no ImageNet weights of {title} and could not fetch them ({_line(e)}); "
+                             f"put the file {file} into {_keras_models()}, or give the path of it as weights") from None
     path = Path(weights)/file if Path(weights).is_dir() else Path(weights)
     if not path.is_file(): raise StudyError(f"{weights} has no weights of {title}: the file {file} is wanted there")
     donor = build(include_top=False, weights=None, input_shape=(32, 32, 3))
@@ -193,7 +202,8 @@ def _checksum(path): return hashlib.sha256(Path(path).read_bytes()).hexdigest()[
 def _start_backbones(model, weights):
     "Fill every backbone of a model; a sentence of what was done"
     known, found = " and ".join(title for title, *_ in BACKBONES.values()), find_backbones(model)
-    if not found: raise StudyError(f"{model.name} has no ImageNet backbone to fill from {weights}; known are {known}, which stand in the larger profile of some models")
+    if not found:
+        raise StudyError(f"{model.name} has no ImageNet backbone to fill from {weights}; known are {known}, which stand in the larger profile of some models")
     if Path(weights).is_file() and len({last for last, _ in found}) > 1:
         raise StudyError(f"{model.name} has more than one backbone, and {weights} is one file; give the folder that holds the files of {known}")
     donors = {last: _donor(last, weights) for last in dict.fromkeys(last for last, _ in found)}
@@ -210,18 +220,20 @@ def _marks(about):
     return {k: about.get(k) for k in ("model", "profile", "size", "channels")} | {"recipe": recipe.get("checksum")}
 
 def _words(about):
-    marks, name = _marks(about), (about.get("recipe") or {}).get("name", "") if isinstance(about.get("recipe"), dict) else ""
-    return f"{marks['model']} ({marks['profile']}, size {marks['size']}, channels {marks['channels']}, recipe {name} {str(marks['recipe'])[:12]})"
+    marks, recipe = _marks(about), about["recipe"].get("name") if isinstance(about.get("recipe"), dict) else None
+    return f"{marks['model']} ({marks['profile']}, size {marks['size']}, channels {marks['channels']}, recipe {recipe} {str(marks['recipe'])[:12]})"
 
 def _start_own(model, file, about):
     "All weights of a model file of the same kind; a sentence of what was done"
     theirs = read_about(file)
     differ = [k for k, mark in _marks(about).items() if mark is None or _marks(theirs)[k] != mark]
-    if differ: raise StudyError(f"{file} holds {_words(theirs)}, but this run is {_words(about)}; they differ in {', '.join(differ)}, so its weights mean nothing here")
+    if differ: raise StudyError(f"{file} holds {_words(theirs)}, but this run is {_words(about)}; "
+                                f"they differ in {', '.join(differ)}, so its weights mean nothing here")
     donor = load_model(file)
     unlike = [ours.path for ours, other in zip(model.weights, donor.weights) if ours.shape != other.shape or _plain(ours) != _plain(other)]
     if unlike or len(model.weights) != len(donor.weights):
-        raise StudyError(f"{file} holds {_words(theirs)} with {len(donor.weights)} arrays, but here it has {len(model.weights)}, and {len(unlike)} differ in name or shape; it was made by another version of the code")
+        raise StudyError(f"{file} holds {_words(theirs)} with {len(donor.weights)} arrays, but here it has {len(model.weights)}, "
+                         f"and {len(unlike)} differ in name or shape; it was made by another version of the code")
     model.set_weights(donor.get_weights())
     return f"all {len(model.weights)} arrays of {Path(file).parent.name}/{Path(file).name} ({_checksum(file)})"
 
