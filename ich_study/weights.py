@@ -68,7 +68,7 @@ def read_about(
             raise StudyError(f"{path} was not saved by this study: it has no study.json, so nobody knows which pixels it wants; "
                              "train it here or save it with save_model")
         about = json.loads(archive.read("study.json"))
-    if not isinstance(about, dict): raise StudyError(f"the study.json in {path} holds no record of a model; take the file again from where it came")
+    if not isinstance(about, dict): raise StudyError(f"the study.json in {path} is no record of a model; take the file again from where it came")
     return about
 
 # %% ../nbs/53_weights.ipynb #2435109e
@@ -123,7 +123,7 @@ def load_model(
         why = f"it lacks {min(missing)}" if missing else f"it also holds {min(extra)[:60]}" if extra else ""
         if why: raise StudyError(f"{path} is no model file of this study: {why}; it is not loaded")
         damaged = archive.testzip()
-        if damaged: raise StudyError(f"{path} is damaged: the checksum of {damaged} does not fit; take it again from where it came")
+        if damaged: raise StudyError(f"{path} is damaged: the checksum of {damaged} does not fit; take the file again")
         config = json.loads(archive.read("config.json"))
         if "study.json" in archive.namelist(): _import_model(json.loads(archive.read("study.json")))
     if not isinstance(config, dict) or "class_name" not in config: raise StudyError(f"{path} describes no network; take it again from where it came")
@@ -132,7 +132,7 @@ def load_model(
                              "it could run code of its own, so it is not opened")
     try: return keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as e:
-        raise StudyError(f"{path} cannot be built ({type(e).__name__}: {_line(e)}); it is damaged or made by another version of Keras or of this study") from None
+        raise StudyError(f"{path} cannot be built ({type(e).__name__}: {_line(e)}); it is damaged, or made by another version of Keras or of this study") from None
 
 def _import_model(about):
     "Import `ich_study.<model>`, which registers the layers of that model, if there is such a module"
@@ -171,7 +171,7 @@ def _matched(network, donor, title, source):
         arrays, wanted = layer.get_weights(), [w.shape for w in own[layer.name].weights] if layer.name in own else None
         if arrays and wanted and layer.name == "conv1_conv": arrays[0] = spread_channels(arrays[0], wanted[0][2])
         if arrays and [a.shape for a in arrays] != wanted:
-            raise StudyError(f"{source} does not fit {network.name}: its layer {layer.name} of {title} has {[a.shape for a in arrays]}, here it is {wanted}")
+            raise StudyError(f"{source} does not fit {network.name}: layer {layer.name} of {title} has {[a.shape for a in arrays]}, here it is {wanted}")
         if arrays: pairs.append((own[layer.name], arrays))
     return pairs
 
@@ -193,7 +193,8 @@ def _donor(last, weights):
     if not path.is_file(): raise StudyError(f"{weights} has no weights of {title}: the file {file} is wanted there")
     donor = build(include_top=False, weights=None, input_shape=(32, 32, 3))
     try: donor.load_weights(path)
-    except Exception as e: raise StudyError(f"{path} does not fit {title} ({_line(e)}); wanted is Keras's own file {file}, the one without the top") from None
+    except Exception as e:
+        raise StudyError(f"{path} does not fit {title} ({_line(e)}); wanted is Keras's own file {file}, the one without the top") from None
     return donor, f"{path.name} ({_checksum(path)})"
 
 def _checksum(path): return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
