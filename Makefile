@@ -46,7 +46,7 @@ setup: .venv/ready  ## make the environment only
 	touch $@
 
 lock: .venv/ready  ## resolve the dependencies of pyproject.toml again
-	$(BIN)/uv pip compile pyproject.toml --extra cpu --extra jpeg --extra dev --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate -q -o requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --extra cpu --extra jax --extra jpeg --extra dev --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate -q -o requirements.lock
 
 export: .venv/ready  ## clean the notebooks, then write the modules and the README from them
 	$(BIN)/python -c "$$DROP_CHATTER"

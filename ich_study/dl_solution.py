@@ -10,6 +10,7 @@ import keras
 from keras import layers, ops
 
 from .cnn_lstm import densenet121, small_densenet
+from .hybrid_cnn import NextImage
 from .heads import HighestImage, ModelSpec, PerImage, blood_head
 from .schema import LABELS, StudyError
 
@@ -75,7 +76,8 @@ def second_sequence(
         x = layers.Conv2D(f, (kernel, 1), dilation_rate=(step, 1), padding="same", use_bias=False, name=f"along{i}")(OnlyReal(name=f"along{i}_real")(x, mask))
         x = layers.Activation("relu", name=f"along{i}_relu")(_norm(x, each, f"along{i}_bn"))
     x = OnlyReal(name="along_real")(x, mask)
-    near = layers.Reshape((-1, len(LABELS)), name="second_near_flat")(layers.Conv2D(1, (3, 1), padding="same", name="second_near")(x))
+    three = layers.Concatenate(name="second_three")([NextImage(-1, name="second_before")(x, mask), x, NextImage(1, name="second_after")(x, mask)])
+    near = layers.Reshape((-1, len(LABELS)), name="second_near_flat")(layers.Dense(1, name="second_near")(three))  # a convolution over three images
     seen = _memory(layers.Reshape((-1, len(LABELS)*filters[-1]), name="along_flat")(x), real, units, depth, "second_memory")
     return layers.Add(name="second_sum")([near, _logits(seen, "second_series")]), seen
 

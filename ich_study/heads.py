@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'LABEL_WEIGHTS', 'SCALE_WEIGHTS', 'PIXEL_WEIGHTS', 'SCHEDULES', 'ModelSpec', 'label_head', 'blood_head',
-           'learnt_windows', 'masked_bce', 'masked_mse', 'masked_dice_bce', 'PerImage', 'HighestImage', 'compile_model']
+           'learnt_windows', 'masked_bce', 'masked_mse', 'masked_dice_bce', 'PerImage', 'HighestImage', 'gpus',
+           'compile_model']
 
 # %% ../nbs/55_heads.ipynb #5f30770c
 from collections.abc import Callable
@@ -134,9 +135,15 @@ class HighestImage(layers.Layer):
 # %% ../nbs/55_heads.ipynb #499ddd7b
 SCHEDULES = ("cosine", "plateau")
 
-def _jit():
-    gpu = bool(keras.distribution.list_devices("gpu"))
-    return "auto" if keras.backend.backend() == "jax" or (keras.backend.backend() == "tensorflow" and gpu) else False
+def gpus()->list: # names
+    "The GPUs that the backend sees"
+    if keras.backend.backend() == "torch":  # Keras has no list for it
+        import torch
+        return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    try: return keras.distribution.list_devices("gpu")
+    except RuntimeError: return []  # JAX raises where others give nothing
+
+def _jit(): return "auto" if keras.backend.backend() == "jax" or (keras.backend.backend() == "tensorflow" and gpus()) else False
 
 def compile_model(
     model:keras.Model, # with the outputs named above

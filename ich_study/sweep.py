@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRAIN', 'QUIET', 'TABLES', 'BASELINE', 'ALL_PAIRS', 'MOST_SETS', 'MOST_RUNS', 'WARNING', 'BACKENDS', 'run_folder',
            'status', 'plan', 'Summary', 'run_missing', 'own_seed', 'has_ablation', 'save_statistics', 'page_list',
-           'run_page', 'save_pages', 'headline', 'run_study', 'install_kernel']
+           'run_page', 'save_pages', 'headline', 'run_study', 'cost_table', 'install_kernel']
 
 # %% ../nbs/92_sweep.ipynb #40752a92
 import hashlib
@@ -353,6 +353,27 @@ def run_study(
     sets = table[table.seed == own_seed(study)].groupby(["model", "recipe"]).state
     if pages and (sets.agg(set).map({"done"}.__eq__)).any(): summary.page = str(save_pages(study, root, kernel, slots, progress)[0])
     return summary
+
+# %% ../nbs/92_sweep.ipynb #a0187745
+def cost_table(
+    study:Study,
+    root:str|Path="", # study root; empty: found from the working directory
+)->pd.DataFrame: # one row per model and recipe: medians over its finished runs
+    "Parameters, epochs, seconds and memory of each model and recipe"
+    paths, rows = _paths(root), []
+    for run in list_runs(study):
+        folder = run_folder(study, run, paths)
+        if not run_complete(folder): continue
+        about = json.loads((folder/"run.json").read_text())
+        stages = about["seconds_per_epoch"]
+        rows.append({"model": run["model"], "recipe": run["recipe"], "parameters": about["parameters"], "epochs": sum(about["epochs_run"].values()),
+                     "seconds per epoch": next(iter(stages.values()), float("nan")), "training (s)": about["seconds"]["fit"],
+                     "peak memory (MB)": about["peak_memory_mb"], "backend": about["backend"], "device": about["devices"][0]})
+    if not rows: raise StudyError(f"the study {study.name!r} has no finished run; `ich-study run {study.name}` makes them")
+    table = pd.DataFrame(rows)
+    keys, numbers = ["model", "recipe"], ["parameters", "epochs", "seconds per epoch", "training (s)", "peak memory (MB)"]
+    groups = table.groupby(keys, sort=False)
+    return groups[numbers].median().join(groups[["backend", "device"]].first()).reset_index()
 
 # %% ../nbs/92_sweep.ipynb #cce03753
 BACKENDS = ("tensorflow", "jax", "torch")  # of Keras

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from .batches import (WARP_ON, FoldData, ImageBatches, Normaliser, SeriesBatches, blood_sd, fit_normaliser, kept_share, pad_series,
                                padded_length, series_slices, slab_ml, undo_balance, with_warp)
-from .heads import SCHEDULES, blood_head, compile_model, label_head
+from .heads import SCHEDULES, blood_head, compile_model, gpus, label_head
 from .models import load_model_spec
 from .paths import whole_file
 from .predictions import prediction_table, volume_table
@@ -245,7 +245,7 @@ def fit_model(
 def _build(spec, data, settings)->tuple:
     "The model with the weights it begins with, and where these come from"
     before, policy = keras.config.dtype_policy(), settings.precision
-    if policy == "auto": policy = "mixed_float16" if keras.distribution.list_devices("gpu") else "float32"
+    if policy == "auto": policy = "mixed_float16" if gpus() else "float32"
     size, channels = data.cache.images.shape[2:]
     try:
         keras.config.set_dtype_policy(policy)
@@ -266,7 +266,7 @@ def _augmented(data, settings)->bool: return settings.augment and data.cache.rec
 def _warp_on(settings)->str:
     "\"model\" where the backend sees a GPU, unless the settings say otherwise"
     if settings.warp_on != "auto": return settings.warp_on
-    return "model" if keras.distribution.list_devices("gpu") else "loader"
+    return "model" if gpus() else "loader"
 
 def _fit_images(model, data, settings, normaliser, sd, way, seconds):
     outlined = "mask" in model.output_names and data.cache.masks is not None and bool(data.cache.masked[data.where("train")].any())
@@ -382,12 +382,12 @@ def package_versions()->dict: # name -> version of what is installed
 
 def devices()->list: # names
     "The devices that the backend sees"
-    return [str(d) for d in keras.distribution.list_devices("gpu") or keras.distribution.list_devices("cpu")]
+    return [str(d) for d in gpus()] or ["cpu"]
 
 def check_device():
     "Say so at once when this kernel was made for a GPU and the backend finds none"
     wanted = os.environ.get("ICH_STUDY_GPU", "")
-    if wanted and not keras.distribution.list_devices("gpu"):
+    if wanted and not gpus():
         raise StudyError(f"this kernel is for GPU {wanted}, but {keras.backend.backend()} finds no GPU; see `nvidia-smi`, install the backend's GPU "
                          "build, or use a CPU kernel (`ich-study kernel install` without --gpu)")
 

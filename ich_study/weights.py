@@ -94,6 +94,7 @@ def _known_class(entry):
     if name == "function": return _known_function(entry.get("config"))
     if str(registered).startswith("ich_study>"): return keras.saving.get_registered_object(registered) is not None
     if not isinstance(module, str) or registered not in (None, name) or name in CARRIERS: return False
+    module = re.sub(r"^keras\.src\.backend\.\w+\.optimizers\.\w+$", "keras.optimizers", module)  # so PyTorch's form of Adam calls itself
     kind = keras.Operation if module.startswith("keras.src.ops.") else KINDS.get(module)
     home = sys.modules.get(module)  # looked up among what is loaded; nothing is imported for a file
     return kind is not None and isinstance(getattr(home, name, None), type) and issubclass(getattr(home, name), kind)
