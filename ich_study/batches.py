@@ -116,12 +116,12 @@ def fit_normaliser(
 
 def blood_sd(
     data:FoldData,
-)->float: # 1.0 where nothing is known
+)->float: # above 0; NaN where no training image has a volume
     "Standard deviation of the blood part over the training images"
     rows = data.rows.iloc[data.where("train")]
     part = rows.blood_ml.astype("float64").to_numpy()/slab_ml(rows)
-    sd = float(np.nanstd(part)) if np.isfinite(part).any() else 0.
-    return sd if sd > 0 else 1.
+    if not np.isfinite(part).any(): return np.nan
+    return float(np.nanstd(part)) or 1.
 
 # %% ../nbs/50_batches.ipynb #e107d966
 @keras.saving.register_keras_serializable("ich_study")
@@ -227,6 +227,7 @@ class ImageBatches(keras.utils.PyDataset):
         y = {"labels": labels, "blood": blood[:, None]} | ({"mask": _mask_targets(masks, warps, images.shape[1:3])} if self.masks else {})
         return {"image": images, "warp": warps} if self.inside else self.normaliser(images), y
 
+# %% ../nbs/50_batches.ipynb #0a8b47e4
 def _masks(cache, at)->list:
     "The masks of some images, None where not known"
     if cache.masks is None: return [None]*len(at)

@@ -229,7 +229,7 @@ def test_training_batches_alone_are_augmented(toy, monkeypatch, asked, recipe):
     monkeypatch.setattr(training, "ImageBatches", Seen)
     data = replace(toy, cache=replace(toy.cache, recipe=toy.cache.recipe | {"augment": recipe}))
     fitted = training.fit_model(data, training.make_settings("bhcnet", epochs=1, augment=asked))
-    roles = {b.data.role[b.at[0]]: b.augmented for b in Seen.made}
+    roles = {b.data.role[b.order[0]]: b.augmented for b in Seen.made}
     assert roles == {"train": asked and recipe, "validation": False}
     assert training.describe_run(fitted, data, {}, "x")["augmented"] == (asked and recipe)
 
