@@ -85,6 +85,7 @@ def _numbers(callback)->dict:
     "What a callback counts"
     return {k: v for k, v in vars(callback).items() if isinstance(v, (int, float, bool)) and not k.startswith("_")}
 
+# %% ../nbs/65_train.ipynb #627c4d86
 class Checkpoint(keras.callbacks.Callback):
     "Saves all that training needs to go on, after each epoch; begins from it if it is there"
     def __init__(self, file:Path|None, stamp:str, train, watched:list):
@@ -192,6 +193,7 @@ class _Way:
 
     def file(self, name): return Path(self.folder)/f"{name}-{self.stamp or 'run'}" if self.folder else None
 
+# %% ../nbs/65_train.ipynb #17b115b5
 def _fit(model, train, held, epochs, settings, stage, way, seconds, outlined=False)->pd.DataFrame:
     "Train with early stopping on the validation loss; the best weights stay"
     compile_model(model, settings.learning_rate, epochs*len(train), settings.schedule, outlined)
@@ -242,6 +244,7 @@ def fit_model(
     kept = kept_share(data, settings.balance) if spec.unit == "image" else 1.
     return Fitted(model, spec.unit, settings, normaliser, sd, history, {"fit": time.perf_counter() - start}, kept, started, seconds)
 
+# %% ../nbs/65_train.ipynb #3bd4de82
 def _build(spec, data, settings)->tuple:
     "The model with the weights it begins with, and where these come from"
     before, policy = keras.config.dtype_policy(), settings.precision

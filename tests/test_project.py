@@ -42,7 +42,7 @@ def test_lock_is_hashed_and_names_no_registry():
 def test_conda_environment_adds_nothing():
     names = yaml.safe_load((ROOT/"environment.yml").read_text())["dependencies"]
     python, pip, extra = names
-    assert pip == "pip" and extra == {"pip": ["-e .[cpu,jpeg,dev]"]} and set(EXTRAS) >= {"cpu", "gpu", "jpeg", "dev"}
+    assert pip == "pip" and extra == {"pip": ["-e .[cpu,jax,jpeg,dev]"]} and set(EXTRAS) >= {"cpu", "gpu", "jax", "torch", "jpeg", "dev"}
     assert Requirement(python).specifier == Requirement("python " + PROJECT["requires-python"]).specifier
 
 
