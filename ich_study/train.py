@@ -24,7 +24,7 @@ import pandas as pd
 
 from tqdm import tqdm
 
-from .batches import (WARP_ON, FoldData, ImageBatches, Normaliser, SeriesBatches, blood_sd, fit_normaliser, kept_share, pad_series,
+from .batches import (WARP_ON, FoldData, ImageBatches, Normaliser, SeriesBatches, balanced_parts, blood_sd, fit_normaliser, kept_share, pad_series,
                                padded_length, series_slices, slab_ml, undo_balance, with_warp)
 from .heads import SCHEDULES, blood_head, compile_model, gpus, label_head
 from .models import load_model_spec
@@ -157,7 +157,8 @@ def overfit_batch(
     model.optimizer.build(model.trainable_variables)
     state = _state(model)
     before = [np.array(keras.ops.convert_to_numpy(v)) for v in state]
-    model.optimizer.iterations.assign(10**6 if not callable(model.optimizer._learning_rate) else model.optimizer._learning_rate.warmup_steps)
+    adam = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # in half precision another one, that scales the loss, is around it
+    if callable(adam._learning_rate): adam.iterations.assign(adam._learning_rate.warmup_steps)  # a schedule, at its highest
     found = model.fit(_OneBatch(batch), epochs=steps, verbose=0).history["loss"]
     for v, value in zip(state, before): v.assign(value)
     return found[0], float(np.mean(found[-5:]))
@@ -408,7 +409,7 @@ def describe_run(
             "warped_by": _warp_on(fitted.settings), "parameters": int(fitted.model.count_params()),
             "epochs_run": {s: int(n) for s, n in fitted.history.groupby("stage", sort=False).size().items()},
             "images": {r: int(len(data.where(r))) for r in ("train", "validation", "test")},
-            "with_blood": {r: int(data.rows["any"].iloc[data.where(r)].fillna(False).sum()) for r in ("train", "validation", "test")},
+            "with_blood": {r: len(balanced_parts(data, r, 0)[0]) for r in ("train", "validation", "test")},
             "kept": round(fitted.kept, 4), "started": fitted.started, "seconds_per_epoch": fitted.seconds_per_epoch, "backend": keras.backend.backend(), "devices": devices(),
             "versions": package_versions(), "threads": os.environ.get("OMP_NUM_THREADS", "all"),
             "seconds": seconds | {"total": round(sum(seconds.values()), 2)}, "peak_memory_mb": round(peak/1e6)}
