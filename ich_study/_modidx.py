@@ -878,6 +878,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'ich_study.resampling.cluster_bootstrap': ( 'resampling.html#cluster_bootstrap',
                                                                                   'ich_study/resampling.py'),
                                       'ich_study.resampling.draw_patients': ('resampling.html#draw_patients', 'ich_study/resampling.py'),
+                                      'ich_study.resampling.drawn_estimate': ('resampling.html#drawn_estimate', 'ich_study/resampling.py'),
                                       'ich_study.resampling.drawn_rows': ('resampling.html#drawn_rows', 'ich_study/resampling.py'),
                                       'ich_study.resampling.resampled_areas': ( 'resampling.html#resampled_areas',
                                                                                 'ich_study/resampling.py'),
