@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EPS', 'NOTHING', 'ONE_CLASS', 'TOO_SURE', 'FEW_PATIENTS', 'RSNA_WEIGHTS', 'BINS', 'brier', 'binary_log_loss',
-           'rsna_log_loss', 'calibration_error', 'reliability', 'calibration_line', 'fit_recalibration',
+           'rsna_losses', 'rsna_log_loss', 'calibration_error', 'reliability', 'calibration_line', 'fit_recalibration',
            'apply_recalibration', 'calibration_measures']
 
 # %% ../nbs/73_calibration.ipynb #6f91ac3c
@@ -18,7 +18,8 @@ from scipy.special import expit, logit
 from scipy.stats import norm
 
 from .counts import as_flags, clopper_pearson
-from .estimates import FEW_DEFINED, Estimate, percentiles, undefined
+from .estimates import Estimate, percentiles, undefined
+from .resampling import NO_WIDTH, drawn_estimate, resampled_ratios, resampled_sums
 from .schema import LABELS, StudyError
 
 # %% ../nbs/73_calibration.ipynb #2fe2ef65
@@ -69,16 +70,24 @@ def binary_log_loss(
 # %% ../nbs/73_calibration.ipynb #454c2c16
 RSNA_WEIGHTS = (2, 1, 1, 1, 1, 1) # of `LABELS`
 
+def rsna_losses(
+    truth:np.ndarray, # (n, 6) boolean, columns in the order of `LABELS`
+    score:np.ndarray, # (n, 6) probabilities, 0 to 1
+)->np.ndarray: # (n,) 0 (best) to 34.5
+    "Log loss of each image in the RSNA 2019 challenge: the mean over its labels, *any* counted twice"
+    truth, score = np.asarray(truth, object), np.asarray(score, object)
+    if truth.shape != score.shape or truth.shape[1:] != (len(LABELS),):
+        raise StudyError(f"truth has shape {truth.shape} and scores {score.shape}; give one row per image and the columns {', '.join(LABELS)}")
+    each = _losses(*_checked(truth.ravel(), score.ravel()))[:, 1].reshape(-1, len(LABELS))
+    return np.average(each, axis=1, weights=RSNA_WEIGHTS)
+
 def rsna_log_loss(
     truth:np.ndarray, # (n, 6) boolean, columns in the order of `LABELS`
     score:np.ndarray, # (n, 6) probabilities, 0 to 1
 )->float: # 0 (best) to 34.5; NaN without rows
-    "Log loss of the RSNA 2019 challenge: the mean over all labels of all images, *any* counted twice"
-    truth, score = np.asarray(truth, object), np.asarray(score, object)
-    if truth.shape != score.shape or truth.shape[1:] != (len(LABELS),):
-        raise StudyError(f"truth has shape {truth.shape} and scores {score.shape}; give one row per image and the columns {', '.join(LABELS)}")
-    loss = _losses(*_checked(truth.ravel(), score.ravel()))[:, 1].reshape(-1, len(LABELS))
-    return float(np.average(loss.mean(0), weights=RSNA_WEIGHTS)) if len(loss) else np.nan
+    "Log loss of the RSNA 2019 challenge: the mean over all images"
+    each = rsna_losses(truth, score)
+    return float(each.mean()) if len(each) else np.nan
 
 # %% ../nbs/73_calibration.ipynb #69695d7c
 BINS = 10
@@ -215,37 +224,30 @@ def _checked_draws(code, weights, n):
         raise StudyError(f"code should hold the patient number of {n} rows, not {code.dtype} of shape {code.shape}; give whole numbers from 0")
     if n and not 0 <= code.min() <= code.max() < weights.shape[1]:
         raise StudyError(f"patient numbers run from {code.min()} to {code.max()}, but the draws have {weights.shape[1]} patients; number them from 0")
-    return code.astype(np.intp), weights
-
-def _drawn_means(values, code, weights):
-    "(draws, columns) mean of the columns of values in each draw of patients; NaN where a draw has no rows"
-    sums = np.stack([np.bincount(code, v, minlength=weights.shape[1]) for v in (np.ones(len(code)), *values.T)], axis=1)
-    drawn = np.concatenate([block@sums for block in np.array_split(weights, len(weights)//256 + 1)])  # blocks, as the product copies whole numbers
-    return np.divide(drawn[:, 1:], drawn[:, :1], out=np.full(drawn[:, 1:].shape, np.nan), where=drawn[:, :1] > 0)
+    return code.astype(np.intp), weights.astype(float) # once, and not at every product
 
 # %% ../nbs/73_calibration.ipynb #24c201f2
 def calibration_measures(
     truth:np.ndarray, # (n,) boolean
     score:np.ndarray, # (n,) probabilities, 0 to 1
-    code:np.ndarray, # (n,) number of the patient of each row, from 0
-    weights:np.ndarray, # (draws, patients) how often each patient was drawn
+    code:np.ndarray, # (n,) number of the patient of each row, from `draw_patients`
+    weights:np.ndarray, # (draws, patients) how often each patient was drawn, from `draw_patients` (without the observed ones)
     level:float=.95, # coverage, between 0 and 1
 )->dict: # brier, log_loss, ece (resampled), intercept, slope, citl (Wald): Estimate
     "Losses, expected calibration error and calibration line, with intervals"
     truth, score = _checked(truth, score)
     code, weights = _checked_draws(code, weights, len(truth))
-    n, method = len(truth), f"{len(weights)} resamples of patients"
-    line = calibration_line(truth, score, code, level)
+    n, method, line = len(truth), f"{len(weights):,} draws of patients", calibration_line(truth, score, code, level)
     if not n: return {m: undefined(0, NOTHING, method) for m in ("brier", "log_loss", "ece")} | line
     gaps = (score - truth)[:, None]*(_bin_of(score, BINS)[:, None] == np.arange(BINS)) # each row's gap in the column of its bin
-    values = np.c_[_losses(truth, score), gaps]
-    here, drawn = values.mean(0), _drawn_means(values, code, weights)
-    ece, moved = np.abs(here[2:]).sum(), np.abs(drawn[:, 2:] - here[2:]).sum(1)
-    high = max(ece, percentiles(np.abs(drawn[:, 2:]).sum(1), level)[1])
-    limits = [*(percentiles(drawn[:, k], level) for k in (0, 1)), (max(0., ece - percentiles(moved, level)[1]), high)]
-    if len(np.unique(code)) < 2: limits, reason = [(np.nan, np.nan)]*3, "one patient alone cannot be resampled"
-    else: reason = FEW_DEFINED if np.isnan(limits[0]).any() else ""
-    if reason: limits = [(np.nan, np.nan)]*3
-    named = dict(zip(("brier", "log_loss", "ece"), (*here[:2], ece)))
-    out = {m: Estimate(float(v), *map(float, limit), n, method, reason) for (m, v), limit in zip(named.items(), limits)}
-    return out | dict(ece=out["ece"]._replace(method=f"{method}, lower limit widened for bias")) | line
+    values, rows = np.c_[_losses(truth, score), gaps], resampled_sums(np.ones(n), code, weights)
+    drawn, here = np.stack([resampled_ratios(resampled_sums(v, code, weights), rows) for v in values.T], axis=1), values.mean(0)
+    out = {m: drawn_estimate(np.r_[here[k], drawn[:, k]], n, method, level=level) for k, m in enumerate(("brier", "log_loss"))}
+    return out | dict(ece=_bins_estimate(here[2:], drawn[:, 2:], n, method, level)) | line
+
+def _bins_estimate(here, drawn, n, method, level):
+    "The calibration error of the gaps of all bins, its lower limit by their distance from those of the draws"
+    found = drawn_estimate(np.r_[np.abs(here).sum(), np.abs(drawn).sum(1)], n, f"{method}, lower limit widened for bias", level=level)
+    if np.isnan(found.low): return found
+    low, high = max(0., found.value - percentiles(np.abs(drawn - here).sum(1), level)[1]), max(found.value, found.high)
+    return found._replace(low=low, high=high, reason=NO_WIDTH if low == high else "")
