@@ -17,6 +17,7 @@ from ich_study.limits import bland_altman, limit_coefficients, proportional_bias
 from ich_study.overlap import mask_measures
 from ich_study.readers import fleiss, majority_vote
 from ich_study.resampling import cluster_bootstrap
+from ich_study.scaling import fit_scale, range_shares, window_shares, zscores
 from ich_study.schema import LABELS, SERIES, SUBTYPES, StudyError, check_table
 from ich_study.units import patient_scores, youden_threshold
 
@@ -252,7 +253,14 @@ def clusters(i):
     return {"estimate": naive.value, "boot_lo": low, "boot_hi": high, "naive_lo": naive.low, "naive_hi": naive.high}
 
 def normalisation(i):
-    raise NotImplementedError
+    train, test = (known(i[k])[0] for k in ("train", "test"))
+    band = first_of(i, ("window",), {})
+    band = {"centre": band[0], "width": band[1]} if isinstance(band, list) else i | band
+    centre, width = (first_of(band, names, default) for names, default in ((("centre", "center", "window_centre", "window_center", "window_level", "level"), 40), (("width", "window_width"), 80)))
+    fitted = fit_scale(train)
+    z = zscores(test, fitted)
+    return {"mean": fitted.mean, "sd": fitted.sd, "min": fitted.low, "max": fitted.high, "z_test": z.tolist(), "u_test": range_shares(test, fitted).tolist(), "window_test": window_shares(test, centre, width).tolist(),
+            "pooled_mean_leaky": fit_scale([*train, *test]).mean, "z_in_unit_interval": bool(((z >= 0) & (z <= 1)).all())}
 
 
 # ---------------------------------------------------------------- the table
@@ -288,7 +296,7 @@ TOPICS = {
     "cluster bootstrap": clusters,                  # resampling.cluster_bootstrap, counts.clopper_pearson
     "threshold": threshold,                         # units.youden_threshold, counts.count_measures
     "AUC over folds": over_folds,                   # detection.fold_areas
-    "normalisation": normalisation,                 # batches.fit_normaliser, Normaliser, preprocess.window
+    "normalisation": normalisation,                 # scaling.fit_scale, zscores, range_shares, window_shares
 }
 
 
