@@ -20,14 +20,16 @@ def draw_patients(
     patients:np.ndarray, # (rows,) patient of each row, any type that sorts
     n:int=RESAMPLES, # resamples
     seed:int=0,
-)->tuple: # ((rows,) number of the row's patient, (n, patients) how often each patient was drawn)
+    observed:bool=False, # put the patients as they are, each once, in front
+)->tuple: # ((rows,) number of the row's patient, (n, patients) how often each patient was drawn; one row more if observed)
     "Patients drawn with replacement, as weights"
     patients = np.asarray(patients)
     if not patients.size: raise StudyError("there is no row, so there is no patient to draw; give at least one")
     if n < 1: raise StudyError(f"{n} resamples make no interval; ask for 1 or more")
     names, code = np.unique(patients, return_inverse=True)
     size = len(names)
-    return code, np.random.default_rng(seed).multinomial(size, np.full(size, 1/size), size=n).astype(np.int32)
+    weights = np.random.default_rng(seed).multinomial(size, np.full(size, 1/size), size=n).astype(np.int32)
+    return code, np.vstack([np.ones(size, np.int32), weights]) if observed else weights
 
 # %% ../nbs/71_resampling.ipynb #71115084
 def resampled_sums(
