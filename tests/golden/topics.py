@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from ich_study.agreement import volume_errors
-from ich_study.areas import auc_delong, auc_variance, average_precision, paired_auc
+from ich_study.areas import area_covariance, auc_delong, average_precision, paired_auc
 from ich_study.calibration import binary_log_loss, brier, calibration_error, calibration_line, rsna_log_loss
 from ich_study.comparison import holm, mcnemar_exact, mcnemar_table
 from ich_study.concordance import ccc, correlation, deming, icc, pairs, passing_bablok
@@ -23,7 +23,7 @@ from ich_study.units import patient_scores, youden_threshold
 
 from .form import Refused
 
-RESAMPLES = 9999  # of the cluster bootstrap, where a case names no number
+RESAMPLES = 40_000  # of the cluster bootstrap: enough for quantiles of few patients, which lie on few values
 
 
 # ---------------------------------------------------------------- small helpers
@@ -83,7 +83,7 @@ def zero_cells(i):
 def auc(i):
     truth, score, missing = known(i["y"], i["score"])
     found = auc_delong(truth, score, **level(i))
-    return spread(auc=found) | {"lo": found.low, "hi": found.high, "var": auc_variance(truth, score), "ap": average_precision(truth, score), "degenerate": bool(found.reason), "reason": found.reason,
+    return spread(auc=found) | {"lo": found.low, "hi": found.high, "var": area_covariance(truth, [score])[1][0, 0], "ap": average_precision(truth, score), "degenerate": bool(found.reason), "reason": found.reason,
                                 "n": len(truth), "n_missing": missing}
 
 def auc_paired(i):
@@ -185,8 +185,8 @@ def passing_bablok_line(i): return _line(passing_bablok, i)
 def repeated(i):
     d = numbers(i["d"]) if "d" in i else numbers(i["x"]) - numbers(i["y"])
     found = repeated_limits(np.array(i["subject"]), d, **level(i))
-    names = ("n_subjects", "n_pairs", "bias", "msb", "msw", "m0", "var_between", "sd_total", "naive_sd")
-    return {k: getattr(found, k) for k in names} | {"loa_lo": found.lower, "loa_hi": found.upper}
+    names = ("n_subjects", "n_pairs", "msb", "msw", "m0", "var_between", "sd_total", "naive_sd")
+    return {k: getattr(found, k) for k in names} | spread(bias=found.bias, loa_lo=found.lower, loa_hi=found.upper) | {"n_missing": found.missing, "degenerate": bool(found.reason)}
 
 def volumes(i):
     found = volume_errors(numbers(i["ref"]), numbers(i["pred"]))
@@ -248,9 +248,9 @@ def clusters(i):
     m, right, size = (i.get(k) for k in ("m_patients", "k_correct_patients", "slices_per_patient"))
     who = np.array(i["slice_patient"] if "slice_patient" in i else np.repeat(np.arange(m), size))
     hit = numbers(i["slice_correct"] if "slice_correct" in i else np.repeat(np.arange(m) < right, size))
-    low, high = cluster_bootstrap(lambda at: hit[at].mean(), who, n=max(RESAMPLES, first_of(i, ("n_resamples", "resamples"), 0)), seed=i.get("seed", 0), **level(i))
+    found = cluster_bootstrap(lambda at: hit[at].mean(), who, n=max(RESAMPLES, first_of(i, ("n_resamples", "resamples"), 0)), seed=i.get("seed", 0), **level(i))
     naive = clopper_pearson(int(hit.sum()), len(hit), **level(i))
-    return {"estimate": naive.value, "boot_lo": low, "boot_hi": high, "naive_lo": naive.low, "naive_hi": naive.high}
+    return {"estimate": found.value, "boot_lo": found.low, "boot_hi": found.high, "naive_lo": naive.low, "naive_hi": naive.high}
 
 def normalisation(i):
     train, test = (known(i[k])[0] for k in ("train", "test"))
@@ -270,7 +270,7 @@ TOPICS = {
     "averages": averages,                           # counts.average_measures
     "proportion CI": proportion,                    # counts.clopper_pearson
     "LR CI with zero cells": zero_cells,            # counts.likelihood_ratio
-    "AUC CI": auc,                                  # areas.auc_delong, auc_variance, average_precision
+    "AUC CI": auc,                                  # areas.auc_delong, area_covariance, average_precision
     "paired AUC test": auc_paired,                  # areas.paired_auc
     "AUC edge": auc_edge,                           # the two above
     "inter-rater": readers,                         # readers.fleiss
