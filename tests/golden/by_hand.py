@@ -130,6 +130,9 @@ def auc(i): return {k: v for k, v in _area(i["y"], i["score"]).items() if k != "
 def auc_paired(i):
     (p1, q1), (p2, q2) = (_groups(i["y"], i[k]) for k in ("a", "b"))
     m, n = len(p1), len(q1)
+    if min(m, n) < 2:
+        one = [_area(i["y"], i[k])["auc"] for k in ("a", "b")]
+        return {"auc_a": one[0], "auc_b": one[1], "diff": one[0] - one[1], "degenerate": True, **dict.fromkeys(("var_diff", "cov", "z", "p", "diff_lo", "diff_hi"), NAN)}
     k1, k2 = ([[_wins(p, q) for q in qs] for p in ps] for ps, qs in ((p1, q1), (p2, q2)))
     a, b = (math.fsum(map(math.fsum, k))/(m*n) for k in (k1, k2))
     gap = [[u - v for u, v in zip(*rows)] for rows in zip(k1, k2)]  # the kernel of the difference itself

@@ -150,6 +150,7 @@ def auc_paired(i):
     a, b = (float(metrics.roc_auc_score(y, s)) for s in scores)
     var, difference = float(cov[0, 0] + cov[1, 1] - 2*cov[0, 1]), a - b
     out = {"auc_a": a, "auc_b": b, "diff": difference, "var_diff": var, "cov": float(cov[0, 1])}
+    if np.isnan(var): return out | {"z": NAN, "p": NAN, "diff_lo": NAN, "diff_hi": NAN, "degenerate": True}
     if var < 1e-15: return out | {"var_diff": 0., "z": NAN, "p": 1. if difference == 0 else NAN, "degenerate": True}
     z = difference/np.sqrt(var)
     low, high = stats.norm.interval(.95, difference, np.sqrt(var))

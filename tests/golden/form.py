@@ -65,7 +65,8 @@ def allowed(tolerance, key, expected):
     """How far a number may be off: `t` is t*max(1, |expected|); an object gives abs and rel, or a value by (the beginning of) a key."""
     if not isinstance(tolerance, dict): return tolerance*max(1, abs(expected))
     names = key.replace("[", ".").split(".")
-    own = [k for k in tolerance if k in names] + sorted((k for k in tolerance if any(n.startswith(k) for n in names)), key=len, reverse=True)
+    by_key = [k for k in tolerance if k not in ("abs", "rel", "default")]
+    own = [k for k in by_key if k in names] + sorted((k for k in by_key if any(n.startswith(k) for n in names)), key=len, reverse=True)
     if own: return allowed(tolerance[own[0]], key, expected)
     if {"abs", "rel"} & set(tolerance): return max(tolerance.get("abs", 0), tolerance.get("rel", 0)*abs(expected))
     return allowed(tolerance.get("default", STRICT), key, expected)

@@ -121,7 +121,7 @@ def subjects(i):
     score = numbers(i["score"])
     tables = [patient_scores(who, c, score if score.ndim == 1 else score[:, k]).sort_values("patient", kind="stable") for k, c in enumerate(zip(*label) if several else [label])]
     column = lambda name: list(zip(*(t[name] for t in tables))) if several else tables[0][name].tolist()
-    one, out = tables[0], {"subject": tables[0].patient.tolist(), "label": column("label"), "n_slices": tables[0].n_images.tolist(), "n_images": tables[0].n_images.tolist(),
+    one, out = tables[0], {"subject": tables[0].patient.tolist(), "label": [None if v is pd.NA else v for v in column("label")], "n_slices": tables[0].n_images.tolist(), "n_images": tables[0].n_images.tolist(),
                            "n_missing": tables[0].n_missing.tolist(), **{k: column(k) if score.ndim > 1 else tables[0][k].tolist() for k in ("score_max", "score_mean")}}
     area = lambda y, s: or_refused(lambda: auc_delong(*known(y, s)[:2]).value)
     return out if several else out | {"auc_max": area(one.label.tolist(), one.score_max.tolist()), "auc_mean": area(one.label.tolist(), one.score_mean.tolist()), "slice_auc": area(label, score.tolist())}
@@ -199,7 +199,7 @@ def mcnemar_tests(i):
     if "table" in i:
         (_, b), (c, _) = i["table"]
         found = mcnemar_table(b, c)
-    else: found = mcnemar_exact(i["a"], i["b"])
+    else: found = mcnemar_exact(*(first_of(i, names, None) for names in (("a", "first", "a_correct", "correct_a"), ("b", "second", "b_correct", "correct_b"))))
     return {"p_exact": found.p, "chi2_cc": found.chi2, "p_cc": found.p_chi2, "b": found.only_first, "c": found.only_second, "n_discordant": found.only_first + found.only_second}
 
 def adjusted(i): return {"adj": holm(numbers(i["p"])).tolist()}
@@ -220,7 +220,9 @@ def weighted_loss(i): return {"loss": rsna_log_loss(table(i["Y"]).reshape(-1, 6)
 # ---------------------------------------------------------------- masks, folds, resampling, pixels
 
 def segmentation(i):
-    found = mask_measures(np.array(i["pred"]), np.array(i["ref"]), i["spacing_mm"])
+    mm, masks = i["spacing_mm"], [np.array(i[k]) for k in ("pred", "ref")]
+    if len(mm) == 3: masks = [m[None] if m.ndim == 2 else m for m in masks]  # a single image of a series
+    found = mask_measures(*masks, mm)
     return found | {"hd": found["hd_mm"], "hd95_max": found["hd95_max_mm"], "hd95_pooled": found["hd95_pooled_mm"], "assd_pooled": found["assd_mm"], "assd": found["assd_mm"], "degenerate": bool(found["reason"])}
 
 def _series(i):
