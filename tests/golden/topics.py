@@ -214,7 +214,7 @@ def calibrated(i):
     return {"brier": brier(truth, p), "log_loss": binary_log_loss(truth, p), "ece": ece, "mce": mce, "n": len(truth), "n_missing": missing} | spread(
         cal_intercept=line["intercept"], cal_slope=line["slope"], citl=line["citl"])
 
-def weighted_loss(i): return {"loss": rsna_log_loss(table(i["Y"]).reshape(-1, 6), table(i["P"]).reshape(-1, 6))}
+def weighted_loss(i): return {"loss": rsna_log_loss(*(table(i[k]) if i[k] else np.empty((0, 6)) for k in ("Y", "P")))}
 
 
 # ---------------------------------------------------------------- masks, folds, resampling, pixels
