@@ -12,11 +12,12 @@ from ich_study.comparison import holm, mcnemar_exact, mcnemar_table
 from ich_study.concordance import ccc, correlation, deming, icc, pairs, passing_bablok
 from ich_study.counts import average_measures, clopper_pearson, confusion_counts, count_measures, likelihood_ratio
 from ich_study.detection import fold_areas, multilabel_measures
+from ich_study.estimates import percentiles
 from ich_study.folds import make_folds
 from ich_study.limits import bland_altman, limit_coefficients, proportional_bias, repeated_limits
 from ich_study.overlap import mask_measures
 from ich_study.readers import fleiss, majority_vote
-from ich_study.resampling import cluster_bootstrap
+from ich_study.resampling import draw_patients, resampled_ratios, resampled_sums
 from ich_study.scaling import fit_scale, range_shares, window_shares, zscores
 from ich_study.schema import LABELS, SERIES, SUBTYPES, StudyError, check_table
 from ich_study.units import patient_scores, youden_threshold
@@ -250,9 +251,11 @@ def clusters(i):
     m, right, size = (i.get(k) for k in ("m_patients", "k_correct_patients", "slices_per_patient"))
     who = np.array(i["slice_patient"] if "slice_patient" in i else np.repeat(np.arange(m), size))
     hit = numbers(i["slice_correct"] if "slice_correct" in i else np.repeat(np.arange(m) < right, size))
-    found = cluster_bootstrap(lambda at: hit[at].mean(), who, n=max(RESAMPLES, first_of(i, ("n_resamples", "resamples"), 0)), seed=i.get("seed", 0), **level(i))
     naive = clopper_pearson(int(hit.sum()), len(hit), **level(i))
-    return {"estimate": found.value, "boot_lo": found.low, "boot_hi": found.high, "naive_lo": naive.low, "naive_hi": naive.high}
+    code, weights = draw_patients(who, max(RESAMPLES, first_of(i, ("n_resamples", "resamples"), 0)), i.get("seed", 0), observed=True)
+    drawn = resampled_ratios(resampled_sums(hit, code, weights), resampled_sums(np.ones(len(hit)), code, weights))  # the first draw is what was observed
+    low, high = percentiles(drawn[1:], **level(i))
+    return {"estimate": float(drawn[0]), "boot_lo": low, "boot_hi": high, "naive_lo": naive.low, "naive_hi": naive.high}
 
 def normalisation(i):
     train, test = (known(i[k])[0] for k in ("train", "test"))
@@ -295,7 +298,7 @@ TOPICS = {
     "volumes": volumes,                             # agreement.volume_errors
     "subject level": subjects,                      # units.patient_scores, areas.auc_delong
     "k-fold": k_fold,                               # folds.make_folds
-    "cluster bootstrap": clusters,                  # resampling.cluster_bootstrap, counts.clopper_pearson
+    "cluster bootstrap": clusters,                  # resampling.draw_patients, estimates.percentiles, counts.clopper_pearson
     "threshold": threshold,                         # units.youden_threshold, counts.count_measures
     "AUC over folds": over_folds,                   # detection.fold_areas
     "normalisation": normalisation,                 # scaling.fit_scale, zscores, range_shares, window_shares
