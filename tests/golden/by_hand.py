@@ -72,9 +72,12 @@ def averages(i):
     mcc = (hits*n - chance)/math.sqrt((n*n - sum(a*a for a in t))*(n*n - sum(b*b for b in p)))
     low, high = _exact(hits, n)
     return {"macro_accuracy": fmean((r["tp"] + r["tn"])/n for r in rows), "macro_ppv": fmean(ppv), "macro_sensitivity": fmean(sens), "macro_f1": fmean(f1),
-            "macro_specificity": fmean(r["tn"]/(r["tn"] + r["fp"]) for r in rows), "multiclass_accuracy": acc, "multiclass_accuracy_lo": low, "multiclass_accuracy_hi": high,
-            **dict.fromkeys(("micro_ppv", "micro_sensitivity", "micro_f1"), acc), "balanced_accuracy": fmean(sens), "weighted_sensitivity": sum(w*s for w, s in zip(weight, sens)),
-            "weighted_f1": sum(w*f for w, f in zip(weight, f1)), "cohen_kappa": (acc - chance/n**2)/(1 - chance/n**2), "mcc": mcc, "identity_mean_ovr_accuracy": 1 - 2*(1 - acc)/k}
+            "macro_specificity": fmean(r["tn"]/(r["tn"] + r["fp"]) for r in rows), "multiclass_accuracy": acc, "multiclass_accuracy_lo": low,
+            "multiclass_accuracy_hi": high,
+            **dict.fromkeys(("micro_ppv", "micro_sensitivity", "micro_f1"), acc), "balanced_accuracy": fmean(sens),
+            "weighted_sensitivity": sum(w*s for w, s in zip(weight, sens)),
+            "weighted_f1": sum(w*f for w, f in zip(weight, f1)), "cohen_kappa": (acc - chance/n**2)/(1 - chance/n**2), "mcc": mcc,
+            "identity_mean_ovr_accuracy": 1 - 2*(1 - acc)/k}
 
 
 def proportion(i): return {"ci": [_exact(k, n) for k, n in i["kn"]]}
@@ -132,7 +135,8 @@ def auc_paired(i):
     m, n = len(p1), len(q1)
     if min(m, n) < 2:
         one = [_area(i["y"], i[k])["auc"] for k in ("a", "b")]
-        return {"auc_a": one[0], "auc_b": one[1], "diff": one[0] - one[1], "degenerate": True, **dict.fromkeys(("var_diff", "cov", "z", "p", "diff_lo", "diff_hi"), NAN)}
+        return {"auc_a": one[0], "auc_b": one[1], "diff": one[0] - one[1], "degenerate": True,
+                **dict.fromkeys(("var_diff", "cov", "z", "p", "diff_lo", "diff_hi"), NAN)}
     k1, k2 = ([[_wins(p, q) for q in qs] for p in ps] for ps, qs in ((p1, q1), (p2, q2)))
     a, b = (math.fsum(map(math.fsum, k))/(m*n) for k in (k1, k2))
     gap = [[u - v for u, v in zip(*rows)] for rows in zip(k1, k2)]  # the kernel of the difference itself
@@ -154,7 +158,8 @@ def multilabel(i):
     ap, area = [_ap(y, s) for y, s in columns], [_area(y, s)["auc"] for y, s in columns]
     flat = [v for row in i["Y"] for v in row], [v for row in i["S"] for v in row]
     weight = [(sum(y), v) for (y, _), v in zip(columns, ap) if known(v)]
-    return {"ap_per_class": ap, "auc_per_class": area, "ap_macro": fmean(filter(known, ap)), "auc_macro": fmean(filter(known, area)), "ap_micro": _ap(*flat), "auc_micro": _area(*flat)["auc"],
+    return {"ap_per_class": ap, "auc_per_class": area, "ap_macro": fmean(filter(known, ap)), "auc_macro": fmean(filter(known, area)),
+            "ap_micro": _ap(*flat), "auc_micro": _area(*flat)["auc"],
             "ap_weighted": sum(w*v for w, v in weight)/sum(w for w, _ in weight), "n_undefined_ap": sum(not known(v) for v in ap)}
 
 
@@ -167,7 +172,8 @@ def threshold(i):
     best = lambda y, s: max((round(sum(_rates(y, s, cut)) - 1, 12), cut) for cut in set(s))
     j, cut = best(i["val_y"], i["val_score"])
     sens, spec = _rates(i["test_y"], i["test_score"], cut)
-    return {"threshold": float(cut), "val_j": j, "test_sensitivity": sens, "test_specificity": spec, "test_j": sens + spec - 1, "test_best_j": best(i["test_y"], i["test_score"])[0]}
+    return {"threshold": float(cut), "val_j": j, "test_sensitivity": sens, "test_specificity": spec, "test_j": sens + spec - 1,
+            "test_best_j": best(i["test_y"], i["test_score"])[0]}
 
 
 def fold_areas(i):
@@ -184,7 +190,8 @@ def subjects(i):
     some = [list(filter(known, of[n])) for n in names]
     top, mean = [max(s) if s else NAN for s in some], [fmean(s) if s else NAN for s in some]
     area = lambda y, s: _area([a for a, b in zip(y, s) if known(b)], list(filter(known, s)))["auc"]
-    return {"subject": names, "label": label, "score_max": top, "score_mean": mean, "n_slices": [len(of[n]) for n in names], "n_missing": [len(of[n]) - len(s) for n, s in zip(names, some)],
+    return {"subject": names, "label": label, "score_max": top, "score_mean": mean, "n_slices": [len(of[n]) for n in names],
+            "n_missing": [len(of[n]) - len(s) for n, s in zip(names, some)],
             "auc_max": area(label, top), "slice_auc": area(i["label"], i["score"])}
 
 
@@ -205,7 +212,8 @@ def readers(i):
     kappa, found, share = _kappa(rows, categories)
     s2, s3 = sum(p**2 for p in share), sum(p**3 for p in share)
     z = kappa/math.sqrt(2/(n*m*(m - 1))*((1 - s2)**2 - (1 - 3*s2 + 2*s3)))*(1 - s2) if known(kappa) else NAN
-    return {"kappa": kappa, "z": z, "per_category": [_kappa([[v == c for v in r] for r in rows], [False, True])[0] for c in categories], "percent_agreement": found}
+    return {"kappa": kappa, "z": z, "per_category": [_kappa([[v == c for v in r] for r in rows], [False, True])[0] for c in categories],
+            "percent_agreement": found}
 
 
 def majority(i):
@@ -260,7 +268,8 @@ def limits(i):
     out = {"n": n, "n_missing": len(i["x"]) - n, "bias": bias, "sd": sd, "bias_lo": bias - t*sd/math.sqrt(n), "bias_hi": bias + t*sd/math.sqrt(n)}
     for name, side, ends in (("loa_lo", -1, (high, low)), ("loa_hi", 1, (low, high))):
         out[name] = bias + side*1.96*sd
-        for end, turn, c in (("lo", -1, ends[0]), ("hi", 1, ends[1])): out |= {f"{name}_approx_{end}": out[name] + turn*t*sd*math.sqrt(3/n), f"{name}_exact_{end}": bias + side*c*sd}
+        for end, turn, c in (("lo", -1, ends[0]), ("hi", 1, ends[1])):
+            out |= {f"{name}_approx_{end}": out[name] + turn*t*sd*math.sqrt(3/n), f"{name}_exact_{end}": bias + side*c*sd}
     return out
 
 
@@ -270,7 +279,8 @@ def proportional(i):
     slope = sum((a - fmean(m))*b for a, b in zip(m, d))/sxx
     intercept = fmean(d) - slope*fmean(m)
     se = math.sqrt(sum((b - intercept - slope*a)**2 for a, b in zip(m, d))/(n - 2)/sxx)
-    return {"intercept": intercept, "slope": slope, "slope_se": se, "slope_p": float(t_sides(slope/se, n - 2)), "slope_lo": slope - t_quantile(n - 2)*se, "slope_hi": slope + t_quantile(n - 2)*se}
+    return {"intercept": intercept, "slope": slope, "slope_se": se, "slope_p": float(t_sides(slope/se, n - 2)),
+            "slope_lo": slope - t_quantile(n - 2)*se, "slope_hi": slope + t_quantile(n - 2)*se}
 
 
 def _mid_ranks(values): return [sum(v < w for v in values) + (sum(v == w for v in values) + 1)/2 for w in values]
@@ -283,12 +293,14 @@ def _r(pairs):
 
 def _correlation(x, y):
     pairs = complete({"x": x, "y": y})
-    if len(pairs) < 3 or any(len(set(c)) == 1 for c in zip(*pairs)): return dict.fromkeys(("pearson", "pearson_p", "pearson_lo", "pearson_hi", "spearman"), NAN)
+    if len(pairs) < 3 or any(len(set(c)) == 1 for c in zip(*pairs)):
+        return dict.fromkeys(("pearson", "pearson_p", "pearson_lo", "pearson_hi", "spearman"), NAN)
     r, n = _r(pairs), len(pairs)
     out = {"pearson": r, "spearman": _r(list(zip(*map(_mid_ranks, zip(*pairs)))))}
     if 1 - abs(r) < 1e-12: return out | {"pearson_p": 0., "pearson_lo": r, "pearson_hi": r}
     half = Z/math.sqrt(n - 3)
-    return out | {"pearson_p": float(t_sides(r*math.sqrt((n - 2)/(1 - r*r)), n - 2)), "pearson_lo": math.tanh(math.atanh(r) - half), "pearson_hi": math.tanh(math.atanh(r) + half)}
+    return out | {"pearson_p": float(t_sides(r*math.sqrt((n - 2)/(1 - r*r)), n - 2)), "pearson_lo": math.tanh(math.atanh(r) - half),
+                  "pearson_hi": math.tanh(math.atanh(r) + half)}
 
 
 def correlation(i):
@@ -314,7 +326,8 @@ def concordance(i):
 
 def agreement(i):
     found = correlation(i) | concordance(i) | limits(i)
-    return {k: found[k] for k in ("pearson", "spearman", "ccc", "bias", "loa_lo", "loa_hi")} | {"ICC(A,1)": icc({"matrix": list(zip(i["x"], i["y"]))})["ICC(A,1)"]}
+    found["ICC(A,1)"] = icc({"matrix": list(zip(i["x"], i["y"]))})["ICC(A,1)"]
+    return {k: found[k] for k in ("pearson", "spearman", "ccc", "bias", "loa_lo", "loa_hi", "ICC(A,1)")}
 
 
 def deming(i):
@@ -349,14 +362,16 @@ def repeated(i):
     m0 = (n*n - sum(len(v)**2 for v in of.values()))/((k - 1)*n)
     between = max(0., (msb - msw)/m0)
     sd = math.sqrt(between + msw)
-    return {"n_subjects": k, "n_pairs": n, "bias": bias, "msb": msb, "msw": msw, "m0": m0, "var_between": between, "sd_total": sd, "loa_lo": bias - 1.96*sd, "loa_hi": bias + 1.96*sd,
+    return {"n_subjects": k, "n_pairs": n, "bias": bias, "msb": msb, "msw": msw, "m0": m0, "var_between": between, "sd_total": sd,
+            "loa_lo": bias - 1.96*sd, "loa_hi": bias + 1.96*sd,
             "naive_sd": math.sqrt(spread(d)/(n - 1))}
 
 
 def volumes(i):
     used = [(p, r) for p, r in zip(i["pred"], i["ref"]) if known(p) and known(r)]
     n = len(used)
-    return {"n_total": len(i["pred"]), "n_used": n, "n_missing": len(i["pred"]) - n, "n_negative_pred": sum(p < 0 for p, _ in used), "n_zero_ref": sum(r == 0 for _, r in used),
+    return {"n_total": len(i["pred"]), "n_used": n, "n_missing": len(i["pred"]) - n, "n_negative_pred": sum(p < 0 for p, _ in used),
+            "n_zero_ref": sum(r == 0 for _, r in used),
             "mae": fmean(abs(p - r) for p, r in used), "rmse": math.sqrt(fmean((p - r)**2 for p, r in used)), "bias": fmean(p - r for p, r in used),
             "median_abs_rel_error": median(abs(p - r)/r for p, r in used if r > 0), "mae_clipped": fmean(abs(max(p, 0) - r) for p, r in used)}
 
@@ -368,7 +383,8 @@ def mcnemar_tests(i):
     n, few = b + c, min(b, c)
     if not n: return {"p_exact": 1., "chi2_cc": NAN, "p_cc": NAN}
     chi2 = (abs(b - c) - 1)**2/n
-    return {"p_exact": float(min(Fraction(1), Fraction(2*sum(math.comb(n, j) for j in range(few + 1)), 2**n))), "chi2_cc": chi2, "p_cc": math.erfc(math.sqrt(chi2/2))}
+    return {"p_exact": float(min(Fraction(1), Fraction(2*sum(math.comb(n, j) for j in range(few + 1)), 2**n))), "chi2_cc": chi2,
+            "p_cc": math.erfc(math.sqrt(chi2/2))}
 
 
 def holm(i):
@@ -433,12 +449,14 @@ def _percentile(values, q):
 def segmentation(i):
     pred, ref = ({tuple(map(int, v)) for v in np.argwhere(np.array(i[k]))} for k in ("pred", "ref"))
     mm, voxel = i["spacing_mm"], math.prod(i["spacing_mm"])/1000
-    out = {"vol_pred_ml": len(pred)*voxel, "vol_ref_ml": len(ref)*voxel, "dice": ratio(2*len(pred & ref), len(pred) + len(ref)), "rvd": ratio(len(pred) - len(ref), len(ref))}
+    out = {"vol_pred_ml": len(pred)*voxel, "vol_ref_ml": len(ref)*voxel, "dice": ratio(2*len(pred & ref), len(pred) + len(ref)),
+           "rvd": ratio(len(pred) - len(ref), len(ref))}
     if not pred or not ref: return out | dict.fromkeys(("hd", "hd95_max", "hd95_pooled", "assd_pooled"), NAN)
     edges = _border(pred), _border(ref)
     apart = lambda u, v: math.sqrt(sum(((a - b)*s)**2 for a, b, s in zip(u, v, mm)))
     there, back = ([min(apart(u, v) for v in b) for u in a] for a, b in (edges, edges[::-1]))
-    return out | {"hd": max(there + back), "hd95_max": max(_percentile(there, 95), _percentile(back, 95)), "hd95_pooled": _percentile(there + back, 95), "assd_pooled": fmean(there + back)}
+    return out | {"hd": max(there + back), "hd95_max": max(_percentile(there, 95), _percentile(back, 95)),
+                  "hd95_pooled": _percentile(there + back, 95), "assd_pooled": fmean(there + back)}
 
 
 def folds(i):
@@ -454,7 +472,8 @@ def clusters(i):
     m, k, size = i["m_patients"], i["k_correct_patients"], i["slices_per_patient"]
     below = [sum(Fraction(math.comb(m, j)*k**j*(m - k)**(m - j), m**m) for j in range(top + 1)) for top in range(m + 1)]
     at = lambda q: next(j for j, b in enumerate(below) if b >= q)/m
-    return {"estimate": k/m, "boot_lo": at(Fraction(1, 40)), "boot_hi": at(Fraction(39, 40)), **dict(zip(("naive_lo", "naive_hi"), _exact(k*size, m*size)))}
+    return {"estimate": k/m, "boot_lo": at(Fraction(1, 40)), "boot_hi": at(Fraction(39, 40)),
+            **dict(zip(("naive_lo", "naive_hi"), _exact(k*size, m*size)))}
 
 
 def normalisation(i):
@@ -463,5 +482,6 @@ def normalisation(i):
     sd, clip = math.sqrt(spread(train)/len(train)), lambda v: min(1., max(0., v))
     bottom, width = i.get("centre", 40) - i.get("width", 80)/2, i.get("width", 80)
     z = [(v - mean)/sd for v in test]
-    return {"mean": mean, "sd": sd, "z_test": z, "u_test": [clip((v - low)/(high - low)) for v in test], "window_test": [clip((v - bottom)/width) for v in test],
+    return {"mean": mean, "sd": sd, "z_test": z, "u_test": [clip((v - low)/(high - low)) for v in test],
+            "window_test": [clip((v - bottom)/width) for v in test],
             "pooled_mean_leaky": fmean([*train, *test]), "z_in_unit_interval": all(0 <= v <= 1 for v in z)}

@@ -60,7 +60,8 @@ def diagnostic_counts(i):
         rate = lambda f, label: score(f, pos_label=label, zero_division=np.nan)
         one = {"accuracy": score(metrics.accuracy_score), "sensitivity": rate(metrics.recall_score, 1), "specificity": rate(metrics.recall_score, 0),
                "ppv": rate(metrics.precision_score, 1), "npv": rate(metrics.precision_score, 0), "f1": rate(metrics.f1_score, 1)}
-        for name, k, n in (("accuracy", tp + tn, len(y)), ("sensitivity", tp, tp + fn), ("specificity", tn, tn + fp), ("ppv", tp, tp + fp), ("npv", tn, tn + fn)):
+        for name, k, n in (("accuracy", tp + tn, len(y)), ("sensitivity", tp, tp + fn), ("specificity", tn, tn + fp), ("ppv", tp, tp + fp),
+                           ("npv", tn, tn + fn)):
             _, one[f"{name}_lo"], one[f"{name}_hi"] = _proportion(k, n)
         sens, spec = np.float64(one["sensitivity"]), np.float64(one["specificity"])
         one |= {"lr_pos": float(sens/(1 - spec)), "lr_neg": float((1 - sens)/spec)}
@@ -87,10 +88,14 @@ def averages(i):
     value, low, high = _proportion(hits, n)
     mean = lambda f, average: float(f(y, p, average=average, zero_division=np.nan))
     ovr = metrics.multilabel_confusion_matrix(y, p)
-    out = {"macro_accuracy": float(np.mean([metrics.accuracy_score(y == c, p == c) for c in range(k)])), "macro_ppv": mean(metrics.precision_score, "macro"),
-           "macro_sensitivity": mean(metrics.recall_score, "macro"), "macro_specificity": float(np.mean(ovr[:, 0, 0]/ovr[:, 0].sum(1))), "macro_f1": mean(metrics.f1_score, "macro"),
-           "multiclass_accuracy": value, "multiclass_accuracy_lo": low, "multiclass_accuracy_hi": high, "micro_ppv": mean(metrics.precision_score, "micro"),
-           "micro_sensitivity": mean(metrics.recall_score, "micro"), "micro_f1": mean(metrics.f1_score, "micro"), "balanced_accuracy": float(metrics.balanced_accuracy_score(y, p)),
+    out = {"macro_accuracy": float(np.mean([metrics.accuracy_score(y == c, p == c) for c in range(k)])),
+           "macro_ppv": mean(metrics.precision_score, "macro"),
+           "macro_sensitivity": mean(metrics.recall_score, "macro"), "macro_specificity": float(np.mean(ovr[:, 0, 0]/ovr[:, 0].sum(1))),
+           "macro_f1": mean(metrics.f1_score, "macro"),
+           "multiclass_accuracy": value, "multiclass_accuracy_lo": low, "multiclass_accuracy_hi": high,
+           "micro_ppv": mean(metrics.precision_score, "micro"),
+           "micro_sensitivity": mean(metrics.recall_score, "micro"), "micro_f1": mean(metrics.f1_score, "micro"),
+           "balanced_accuracy": float(metrics.balanced_accuracy_score(y, p)),
            "weighted_sensitivity": mean(metrics.recall_score, "weighted"), "weighted_f1": mean(metrics.f1_score, "weighted"),
            "cohen_kappa": float(metrics.cohen_kappa_score(y, p)), "mcc": float(metrics.matthews_corrcoef(y, p))}
     return out | {"identity_mean_ovr_accuracy": 1 - 2*(1 - value)/k}
@@ -182,7 +187,8 @@ def threshold(i):
     cut, j = best(i["val_y"], i["val_score"])
     called = numbers(i["test_score"]) >= cut
     sens, spec = (float(metrics.recall_score(i["test_y"], called, pos_label=c, zero_division=np.nan)) for c in (1, 0))
-    return {"threshold": cut, "val_j": j, "test_sensitivity": sens, "test_specificity": spec, "test_j": sens + spec - 1, "test_best_j": best(i["test_y"], i["test_score"])[1]}
+    return {"threshold": cut, "val_j": j, "test_sensitivity": sens, "test_specificity": spec, "test_j": sens + spec - 1,
+            "test_best_j": best(i["test_y"], i["test_score"])[1]}
 
 
 def fold_areas(i):
@@ -195,8 +201,10 @@ def subjects(i):
     t = pd.DataFrame(i).assign(score=numbers(i["score"]))
     g = t.groupby("subject")
     top, known = g.score.max(), t[t.score.notna()]
-    return {"subject": list(top.index), "label": g.label.max().tolist(), "score_max": top.tolist(), "score_mean": g.score.mean().tolist(), "n_slices": g.size().tolist(),
-            "n_missing": g.score.apply(lambda s: int(s.isna().sum())).tolist(), "auc_max": _area(g.label.max()[top.notna()], top.dropna())["auc"], "slice_auc": _area(known.label, known.score)["auc"]}
+    return {"subject": list(top.index), "label": g.label.max().tolist(), "score_max": top.tolist(), "score_mean": g.score.mean().tolist(),
+            "n_slices": g.size().tolist(),
+            "n_missing": g.score.apply(lambda s: int(s.isna().sum())).tolist(), "auc_max": _area(g.label.max()[top.notna()], top.dropna())["auc"],
+            "slice_auc": _area(known.label, known.score)["auc"]}
 
 
 # ---------------------------------------------------------------- readers
@@ -226,7 +234,8 @@ def icc(i):
     long = pd.DataFrame(m).melt(ignore_index=False, var_name="rater", value_name="rating").reset_index(names="target")
     pingouin.options["round.column.CI95"] = None
     found = pingouin.intraclass_corr(long, targets="target", raters="rater", ratings="rating").set_index("Type")
-    return {k: v for name, row in found.iterrows() for k, v in ((name, float(row.ICC)), (f"{name}_lo", float(row.CI95[0])), (f"{name}_hi", float(row.CI95[1])))}
+    ends = lambda row: zip(("", "_lo", "_hi"), (row.ICC, *row.CI95))
+    return {f"{name}{end}": float(v) for name, row in found.iterrows() for end, v in ends(row)}
 
 
 # ---------------------------------------------------------------- pairs of measurements
@@ -245,7 +254,8 @@ def limits(i):
     low, high = carkeet(n)
     for name, limit, exact in (("loa_lo", bias - 1.96*sd, (bias - high*sd, bias - low*sd)), ("loa_hi", bias + 1.96*sd, (bias + low*sd, bias + high*sd))):
         out[name] = limit
-        for kind, (a, b) in (("approx", stats.t.interval(.95, n - 1, limit, se)), ("exact", exact)): out |= {f"{name}_{kind}_lo": a, f"{name}_{kind}_hi": b}
+        for kind, (a, b) in (("approx", stats.t.interval(.95, n - 1, limit, se)), ("exact", exact)):
+            out |= {f"{name}_{kind}_lo": a, f"{name}_{kind}_hi": b}
     return {k: v if isinstance(v, int) else float(v) for k, v in out.items()}
 
 
@@ -254,7 +264,8 @@ def proportional(i):
     x, y, _ = complete(i["x"], i["y"])
     fit = sm.OLS(x - y, sm.add_constant((x + y)/2, has_constant="add")).fit()
     low, high = fit.conf_int()[1]
-    return {"intercept": float(fit.params[0]), "slope": float(fit.params[1]), "slope_se": float(fit.bse[1]), "slope_p": float(fit.pvalues[1]), "slope_lo": float(low), "slope_hi": float(high)}
+    return {"intercept": float(fit.params[0]), "slope": float(fit.params[1]), "slope_se": float(fit.bse[1]), "slope_p": float(fit.pvalues[1]),
+            "slope_lo": float(low), "slope_hi": float(high)}
 
 
 @quiet
@@ -263,7 +274,8 @@ def _correlation(x, y):
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0: return dict.fromkeys(("pearson", "pearson_p", "pearson_lo", "pearson_hi", "spearman"), NAN)
     r = stats.pearsonr(x, y)
     low, high = r.confidence_interval(.95)
-    return {"pearson": float(r.statistic), "pearson_p": float(r.pvalue), "pearson_lo": float(low), "pearson_hi": float(high), "spearman": float(stats.spearmanr(x, y).statistic)}
+    return {"pearson": float(r.statistic), "pearson_p": float(r.pvalue), "pearson_lo": float(low), "pearson_hi": float(high),
+            "spearman": float(stats.spearmanr(x, y).statistic)}
 
 
 def correlation(i):
@@ -307,7 +319,8 @@ def passing_bablok(i):
     slope = np.median(np.tan(angle)[[(n - 1)//2, n//2]])
     half = Z*np.sqrt(size*(size - 1)*(2*size + 5)/18)
     first = round((n - half)/2)
-    return {"slope": float(slope), "intercept": float(np.median(y - slope*x)), "slope_lo": float(np.tan(angle[first - 1])), "slope_hi": float(np.tan(angle[n - first]))}
+    return {"slope": float(slope), "intercept": float(np.median(y - slope*x)), "slope_lo": float(np.tan(angle[first - 1])),
+            "slope_hi": float(np.tan(angle[n - first]))}
 
 
 @quiet
@@ -319,7 +332,8 @@ def repeated(i):
     m0 = (m.sum() - (m**2).sum()/m.sum())/(len(m) - 1)
     between = max(0., (msb - msw)/m0)
     sd = np.sqrt(between + msw)
-    return {"n_subjects": len(m), "n_pairs": len(t), **{k: float(v) for k, v in dict(bias=t.d.mean(), msb=msb, msw=msw, m0=m0, var_between=between, sd_total=sd,
+    return {"n_subjects": len(m), "n_pairs": len(t),
+            **{k: float(v) for k, v in dict(bias=t.d.mean(), msb=msb, msw=msw, m0=m0, var_between=between, sd_total=sd,
             loa_lo=t.d.mean() - 1.96*sd, loa_hi=t.d.mean() + 1.96*sd, naive_sd=t.d.std()).items()}}
 
 
@@ -327,9 +341,12 @@ def volumes(i):
     pred, ref = numbers(i["pred"]), numbers(i["ref"])
     t = pd.DataFrame({"pred": pred, "ref": ref}).dropna()
     some = t[t.ref > 0]
-    return {"n_total": len(pred), "n_used": len(t), "n_missing": len(pred) - len(t), "n_negative_pred": int((t.pred < 0).sum()), "n_zero_ref": int((t.ref == 0).sum()),
-            "mae": float(metrics.mean_absolute_error(t.ref, t.pred)), "rmse": float(metrics.root_mean_squared_error(t.ref, t.pred)), "bias": float((t.pred - t.ref).mean()),
-            "median_abs_rel_error": float(((some.pred - some.ref).abs()/some.ref).median()), "mae_clipped": float(metrics.mean_absolute_error(t.ref, t.pred.clip(lower=0)))}
+    return {"n_total": len(pred), "n_used": len(t), "n_missing": len(pred) - len(t), "n_negative_pred": int((t.pred < 0).sum()),
+            "n_zero_ref": int((t.ref == 0).sum()),
+            "mae": float(metrics.mean_absolute_error(t.ref, t.pred)), "rmse": float(metrics.root_mean_squared_error(t.ref, t.pred)),
+            "bias": float((t.pred - t.ref).mean()),
+            "median_abs_rel_error": float(((some.pred - some.ref).abs()/some.ref).median()),
+            "mae_clipped": float(metrics.mean_absolute_error(t.ref, t.pred.clip(lower=0)))}
 
 
 # ---------------------------------------------------------------- tests
@@ -358,7 +375,8 @@ def calibration(i):
     logit = np.log(p/(1 - p))
     line = sm.GLM(y, sm.add_constant(logit), family=sm.families.Binomial()).fit(tol=1e-14, maxiter=200)
     large = sm.GLM(y, np.ones(len(y)), family=sm.families.Binomial(), offset=logit).fit(tol=1e-14, maxiter=200)
-    return {"brier": float(metrics.brier_score_loss(y, p)), "ece": float((gap*t.size()).sum()/len(y)), "mce": float(gap.max()), "log_loss": float(metrics.log_loss(y, p, labels=[0, 1])),
+    return {"brier": float(metrics.brier_score_loss(y, p)), "ece": float((gap*t.size()).sum()/len(y)), "mce": float(gap.max()),
+            "log_loss": float(metrics.log_loss(y, p, labels=[0, 1])),
             "cal_intercept": float(line.params[0]), "cal_slope": float(line.params[1]), "citl": float(large.params[0])}
 
 
@@ -373,13 +391,15 @@ def rsna(i):
 def segmentation(i):
     pred, ref, mm = np.array(i["pred"], bool), np.array(i["ref"], bool), i["spacing_mm"]
     voxel = float(np.prod(mm))/1000
-    out = {"vol_pred_ml": pred.sum()*voxel, "vol_ref_ml": ref.sum()*voxel, "dice": float(metrics.f1_score(ref.ravel(), pred.ravel(), zero_division=np.nan)),
+    out = {"vol_pred_ml": pred.sum()*voxel, "vol_ref_ml": ref.sum()*voxel,
+           "dice": float(metrics.f1_score(ref.ravel(), pred.ravel(), zero_division=np.nan)),
            "rvd": float((pred.sum() - ref.sum())/ref.sum()) if ref.any() else NAN}
     if not (pred.any() and ref.any()): return out | dict.fromkeys(("hd", "hd95_max", "hd95_pooled", "assd_pooled"), NAN)
     edges = [m & ~ndimage.binary_erosion(m, ndimage.generate_binary_structure(m.ndim, 1)) for m in (pred, ref)]
     there, back = (ndimage.distance_transform_edt(~b, sampling=mm)[a] for a, b in (edges, edges[::-1]))
     both = np.r_[there, back]
-    return {k: float(v) for k, v in (out | {"hd": both.max(), "hd95_max": max(np.percentile(d, 95) for d in (there, back)), "hd95_pooled": np.percentile(both, 95), "assd_pooled": both.mean()}).items()}
+    return {k: float(v) for k, v in (out | {"hd": both.max(), "hd95_max": max(np.percentile(d, 95) for d in (there, back)),
+                                            "hd95_pooled": np.percentile(both, 95), "assd_pooled": both.mean()}).items()}
 
 
 @quiet
@@ -392,7 +412,8 @@ def folds(i):
     patient = t.assign(fold=tested).groupby("patient").agg(label=("label", "max"), fold=("fold", "first"), folds=("fold", "nunique"))
     positives = patient[patient.label == 1].fold.value_counts().reindex(range(i["k"]), fill_value=0)
     few = 0 < patient.label.sum() < i["k"]
-    out = {"each_slice_once": bool((tested >= 0).all()), "patients_shared_between_folds": int((patient.folds > 1).sum()), "positive_patients": int(patient.label.sum())}
+    out = {"each_slice_once": bool((tested >= 0).all()), "patients_shared_between_folds": int((patient.folds > 1).sum()),
+           "positive_patients": int(patient.label.sum())}
     return out | ({"folds_without_positive_at_least": int((positives == 0).sum()), "warned_or_raised": True} if few else
                   {"every_test_fold_has_a_positive": bool((positives > 0).all()), "max_positive_patients_in_a_fold": int(positives.max())})
 
@@ -410,5 +431,6 @@ def normalisation(i):
     centre, width = i.get("centre", 40), i.get("width", 80)
     band = MinMaxScaler(clip=True).fit(np.array([[centre - width/2], [centre + width/2]], float))
     scores = z.transform(test).ravel()
-    return {"mean": float(z.mean_[0]), "sd": float(z.scale_[0]), "z_test": scores.tolist(), "u_test": u.transform(test).ravel().tolist(), "window_test": band.transform(test).ravel().tolist(),
+    return {"mean": float(z.mean_[0]), "sd": float(z.scale_[0]), "z_test": scores.tolist(), "u_test": u.transform(test).ravel().tolist(),
+            "window_test": band.transform(test).ravel().tolist(),
             "pooled_mean_leaky": float(np.r_[train, test].mean()), "z_in_unit_interval": bool(((scores >= 0) & (scores <= 1)).all())}

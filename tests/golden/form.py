@@ -44,7 +44,8 @@ def read_cases(path):
     except FileNotFoundError: raise FormError(f"there is no file {path}") from None
     except OSError as e: raise FormError(f"{path} cannot be read: {e.strerror}") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as e: raise FormError(f"{path} is not JSON: {e}") from None
-    if not isinstance(whole, dict) or not isinstance(whole.get("cases"), list): raise FormError(f'{path} is not a file of golden cases: it should be an object with a list "cases"')
+    if not isinstance(whole, dict) or not isinstance(whole.get("cases"), list):
+        raise FormError(f'{path} is not a file of golden cases: it should be an object with a list "cases"')
     for at, case in enumerate(whole["cases"]): _check(case, f"{path}, case {at + 1}")
     return [case | {"input": decode(case["input"]), "expected": decode(case["expected"])} for case in whole["cases"]]
 
@@ -53,7 +54,8 @@ def _check(case, where):
     if not isinstance(case, dict): raise FormError(f"{where} is not an object")
     for key, kind, words in (("id", str, "text"), ("topic", str, "text"), ("input", dict, "an object"), ("expected", dict, "an object")):
         if not isinstance(case.get(key), kind): raise FormError(f'{where} ({case.get("id", "without id")}): "{key}" should be {words}')
-    if not _tolerance(case.get("tolerance", STRICT)): raise FormError(f'{where} ({case["id"]}): "tolerance" should be a number of 0 or more, or an object of such numbers')
+    if not _tolerance(case.get("tolerance", STRICT)):
+        raise FormError(f'{where} ({case["id"]}): "tolerance" should be a number of 0 or more, or an object of such numbers')
 
 
 def _tolerance(t):

@@ -1,4 +1,4 @@
-"""Which function of ich_study answers which topic. Here inputs are reshaped and results renamed; nothing is computed but counts of rows.
+"""Which function of ich_study answers which topic. Here inputs are reshaped and results renamed, and rows are counted.
 
 Each function takes the input of a case, decoded, and gives all results that a case of its topic may expect. Input that the library refuses
 (`StudyError`) is `Refused`: NaN wherever a number was expected, true where `raises` was."""
@@ -66,16 +66,16 @@ def averages(i):
     found = average_measures(i["rows"], **level(i))
     return found | spread(multiclass_accuracy=found["multiclass_accuracy"])
 
-def limits_only(function, *given, **more):
-    found = or_refused(function, *given, **more)
-    return [found.low, found.high] if not isinstance(found, Refused) else [np.nan, np.nan]
+def ends(e): return [np.nan, np.nan] if isinstance(e, Refused) else [e.low, e.high]
 
 def proportion(i):
-    return {"ci": [limits_only(clopper_pearson, k, n, **level(i)) for k, n in i["kn"]], "raises": any(isinstance(or_refused(clopper_pearson, k, n), Refused) for k, n in i["kn"])}
+    each = [or_refused(clopper_pearson, k, n, **level(i)) for k, n in i["kn"]]
+    return {"ci": [ends(e) for e in each], "raises": any(isinstance(e, Refused) for e in each)}
 
 def zero_cells(i):
-    each = [or_refused(likelihood_ratio, *(row[k] for k in ("a", "na", "b", "nb")), method=i.get("method", "score"), **level(i)) for row in i["rows"]]
-    return {"ci": [[np.nan, np.nan] if isinstance(e, Refused) else [e.low, e.high] for e in each], "ratio": [np.nan if isinstance(e, Refused) else e.value for e in each],
+    cells = [[row[k] for k in ("a", "na", "b", "nb")] for row in i["rows"]]
+    each = [or_refused(likelihood_ratio, *c, method=i.get("method", "score"), **level(i)) for c in cells]
+    return {"ci": [ends(e) for e in each], "ratio": [np.nan if isinstance(e, Refused) else e.value for e in each],
             "raises": any(isinstance(e, Refused) for e in each)}
 
 
@@ -84,20 +84,21 @@ def zero_cells(i):
 def auc(i):
     truth, score, missing = known(i["y"], i["score"])
     found = auc_delong(truth, score, **level(i))
-    return spread(auc=found) | {"lo": found.low, "hi": found.high, "var": area_covariance(truth, [score])[1][0, 0], "ap": average_precision(truth, score), "degenerate": bool(found.reason), "reason": found.reason,
-                                "n": len(truth), "n_missing": missing}
+    return spread(auc=found) | {"lo": found.low, "hi": found.high, "var": area_covariance(truth, [score])[1][0, 0], "n": len(truth),
+                                "ap": average_precision(truth, score), "degenerate": bool(found.reason), "n_missing": missing}
 
 def auc_paired(i):
     truth, first, second, missing = known(i["y"], i["a"], i["b"])
     found = paired_auc(truth, first, second, **level(i))
-    return spread(auc_a=found.first, auc_b=found.second, diff=found.difference) | {"p": found.difference.p, "var_diff": found.variance, "cov": found.covariance, "z": found.z,
-                                "degenerate": bool(found.difference.reason), "n": len(truth), "n_missing": missing}
+    return spread(auc_a=found.first, auc_b=found.second, diff=found.difference) | {
+        "p": found.difference.p, "var_diff": found.variance, "cov": found.covariance, "z": found.z,
+        "degenerate": bool(found.difference.reason), "n": len(truth), "n_missing": missing}
 
 def auc_edge(i): return auc_paired(i) if "a" in i else auc(i)
 
 def multilabel(i):
     found = multilabel_measures(table(i["Y"]), table(i["S"]))
-    return found | {"n_defined_ap": len(found["ap_per_class"]) - found["n_undefined_ap"], "n_defined_auc": len(found["auc_per_class"]) - found["n_undefined_auc"]}
+    return found | {f"n_defined_{k}": len(found[f"{k}_per_class"]) - found[f"n_undefined_{k}"] for k in ("ap", "auc")}
 
 def _rates(truth, score, cut):
     if cut != cut: return np.nan, np.nan
@@ -106,9 +107,11 @@ def _rates(truth, score, cut):
 
 def threshold(i):
     (val_y, val_score, _), (test_y, test_score, _) = known(i["val_y"], i["val_score"]), known(i["test_y"], i["test_score"])
-    chosen, tuned = (cut if rule == "youden" else np.nan for cut, rule in (youden_threshold(val_y, val_score), youden_threshold(test_y, test_score)))
+    best_on = lambda truth, score: next(cut if rule == "youden" else np.nan for cut, rule in [youden_threshold(truth, score)])
+    chosen, tuned = best_on(val_y, val_score), best_on(test_y, test_score)  # NaN where there is one class: the library says "fixed"
     held, test, best = _rates(val_y, val_score, chosen), _rates(test_y, test_score, chosen), _rates(test_y, test_score, tuned)
-    return {"threshold": chosen, "val_sensitivity": held[0], "val_specificity": held[1], "val_j": sum(held) - 1, "test_sensitivity": test[0], "test_specificity": test[1], "test_j": sum(test) - 1,
+    return {"threshold": chosen, "val_sensitivity": held[0], "val_specificity": held[1], "val_j": sum(held) - 1,
+            "test_sensitivity": test[0], "test_specificity": test[1], "test_j": sum(test) - 1,
             "test_best_threshold": tuned, "test_best_j": sum(best) - 1, "degenerate": chosen != chosen}
 
 def over_folds(i):
@@ -116,16 +119,19 @@ def over_folds(i):
     found = fold_areas(fold, truth, score)
     return found | {"n_folds": len(found["per_fold"]), "n_undefined": len(found["per_fold"]) - found["n_defined"], "n_missing": missing}
 
-def subjects(i):
-    who, label = np.array(i["subject"]), i["label"]
-    several = len(label) and isinstance(label[0], list)  # a label per class
-    score = numbers(i["score"])
-    tables = [patient_scores(who, c, score if score.ndim == 1 else score[:, k]).sort_values("patient", kind="stable") for k, c in enumerate(zip(*label) if several else [label])]
-    column = lambda name: list(zip(*(t[name] for t in tables))) if several else tables[0][name].tolist()
-    one, out = tables[0], {"subject": tables[0].patient.tolist(), "label": [None if v is pd.NA else v for v in column("label")], "n_slices": tables[0].n_images.tolist(), "n_images": tables[0].n_images.tolist(),
-                           "n_missing": tables[0].n_missing.tolist(), **{k: column(k) if score.ndim > 1 else tables[0][k].tolist() for k in ("score_max", "score_mean")}}
+def _subjects(who, label, score):
+    found = patient_scores(who, label, score).sort_values("patient", kind="stable")
     area = lambda y, s: or_refused(lambda: auc_delong(*known(y, s)[:2]).value)
-    return out if several else out | {"auc_max": area(one.label.tolist(), one.score_max.tolist()), "auc_mean": area(one.label.tolist(), one.score_mean.tolist()), "slice_auc": area(label, score.tolist())}
+    out = {name: [None if v is pd.NA else v for v in found[name]] for name in ("label", "score_max", "score_mean", "n_images", "n_missing")}
+    return out | {"subject": found.patient.tolist(), "n_slices": out["n_images"], "auc_max": area(out["label"], out["score_max"]),
+                  "auc_mean": area(out["label"], out["score_mean"]), "slice_auc": area(label, score)}
+
+def subjects(i):
+    who, label, score = np.array(i["subject"]), i["label"], numbers(i["score"])
+    if not (len(label) and isinstance(label[0], list)): return _subjects(who, label, score.tolist())
+    each = [_subjects(who, column, (score if score.ndim == 1 else score[:, k]).tolist()) for k, column in enumerate(zip(*label))]  # a label per class
+    by_class = ("label", *(("score_max", "score_mean") if score.ndim > 1 else ()))
+    return each[0] | {name: list(zip(*(e[name] for e in each))) for name in by_class} | {k: [e[k] for e in each] for k in ("auc_max", "auc_mean", "slice_auc")}
 
 
 # ---------------------------------------------------------------- readers
@@ -134,8 +140,9 @@ def readers(i):
     rows = i["ratings"]
     words = sorted({v for r in rows for v in r if isinstance(v, str)})  # categories with names become numbers in their order
     found = fleiss(table([[words.index(v) if isinstance(v, str) else v for v in r] for r in rows]), **level(i))
-    return spread(kappa=found.kappa) | {"z": found.z, "p": found.p, "per_category": list(found.categories.values()), "percent_agreement": found.agreement, "n_subjects": found.subjects, "subjects": found.subjects,
-                                        "n_raters": found.readers, "n_incomplete": found.incomplete, "n_missing": found.incomplete, "degenerate": bool(found.kappa.reason)}
+    return spread(kappa=found.kappa) | {"z": found.z, "p": found.p, "per_category": list(found.categories.values()),
+                                        "percent_agreement": found.agreement, "n_subjects": found.subjects, "n_raters": found.readers,
+                                        "n_incomplete": found.incomplete, "degenerate": bool(found.kappa.reason)}
 
 def majority(i): return {"majority": majority_vote(table(i["readings"])).tolist()}
 
@@ -149,21 +156,24 @@ def intraclass(i): return _icc(i["matrix"], i)
 def limits(i):
     if "x" not in i:
         sizes = i["n"] if isinstance(i["n"], list) else [i["n"]]
-        return {"c": [[*c] if not isinstance(c := or_refused(limit_coefficients, n, **level(i)), Refused) else [np.nan, np.nan] for n in sizes]}
+        each = [or_refused(limit_coefficients, n, **level(i)) for n in sizes]
+        return {"c": [[np.nan, np.nan] if isinstance(c, Refused) else [*c] for c in each], "raises": any(isinstance(c, Refused) for c in each)}
     found = bland_altman(numbers(i["y"]), numbers(i["x"]), **level(i))
     exact, near = (found.lower, found.upper), (found.lower_approximate, found.upper_approximate)
-    out = {"n": found.n, "n_missing": found.missing, "sd": found.sd, "loa_lo": exact[0].value, "loa_hi": exact[1].value, "degenerate": bool(found.reason), "reason": found.reason}
+    out = {"n": found.n, "n_missing": found.missing, "sd": found.sd, "loa_lo": exact[0].value, "loa_hi": exact[1].value, "degenerate": bool(found.reason)}
     for kind, (low, high) in (("exact", exact), ("approx", near)):
         out |= {f"loa_lo_{kind}_lo": low.low, f"loa_lo_{kind}_hi": low.high, f"loa_hi_{kind}_lo": high.low, f"loa_hi_{kind}_hi": high.high}
     return out | spread(bias=found.bias)
 
 def proportional(i):
     found = proportional_bias(numbers(i["y"]), numbers(i["x"]), **level(i))
-    return spread(slope=found["slope"], intercept=found["intercept"]) | {"slope_se": found["slope_se"], "slope_p": found["slope"].p, "intercept_p": found["intercept"].p, "n": found["slope"].n}
+    slope, intercept = found["slope"], found["intercept"]
+    return spread(slope=slope, intercept=intercept) | {"slope_se": found["slope_se"], "slope_p": slope.p, "intercept_p": intercept.p, "n": slope.n}
 
 def _correlations(x, y, i):
     r, rho = (correlation(numbers(y), numbers(x), kind, **level(i)) for kind in ("pearson", "spearman"))
-    return spread(pearson=r, spearman=rho) | {"pearson_p": r.p, "spearman_p": rho.p, "n": r.n, "n_missing": pairs(numbers(y), numbers(x))[2], "degenerate": bool(r.reason)}
+    missing = pairs(numbers(y), numbers(x))[2]
+    return spread(pearson=r, spearman=rho) | {"pearson_p": r.p, "spearman_p": rho.p, "n": r.n, "n_missing": missing, "degenerate": bool(r.reason)}
 
 def correlations(i):
     if "x" in i: return _correlations(i["x"], i["y"], i)
@@ -176,10 +186,14 @@ def agreement(i):
     return _icc(np.c_[x, y].reshape(-1, 2), i) | limits(i) | concordance(i) | correlations(i)
 
 def _line(function, i, **more):
-    found = function(numbers(i["x"]), numbers(i["y"]), **more, **level(i))  # here y is regressed on x
-    return spread(slope=found["slope"], intercept=found["intercept"]) | {"n": found["slope"].n, "n_missing": pairs(numbers(i["x"]), numbers(i["y"]))[2], "degenerate": bool(found["slope"].reason)}
+    x, y = numbers(i["x"]), numbers(i["y"])
+    found = function(x, y, **more, **level(i))  # here y is regressed on x
+    slope, intercept = found["slope"], found["intercept"]
+    return spread(slope=slope, intercept=intercept) | {"n": slope.n, "n_missing": pairs(x, y)[2], "degenerate": bool(slope.reason)}
 
-def deming_line(i): return _line(deming, i, ratio=first_of(i, ("ratio", "variance_ratio", "error_ratio", "lambda", "delta", "vr", "var_ratio"), 1.))
+RATIOS = ("ratio", "variance_ratio", "error_ratio", "lambda", "delta", "vr", "var_ratio")  # error variance of y over that of x
+
+def deming_line(i): return _line(deming, i, ratio=first_of(i, RATIOS, 1.))
 
 def passing_bablok_line(i): return _line(passing_bablok, i)
 
@@ -187,7 +201,8 @@ def repeated(i):
     d = numbers(i["d"]) if "d" in i else numbers(i["x"]) - numbers(i["y"])
     found = repeated_limits(np.array(i["subject"]), d, **level(i))
     names = ("n_subjects", "n_pairs", "msb", "msw", "m0", "var_between", "sd_total", "naive_sd")
-    return {k: getattr(found, k) for k in names} | spread(bias=found.bias, loa_lo=found.lower, loa_hi=found.upper) | {"n_missing": found.missing, "degenerate": bool(found.reason)}
+    out = {k: getattr(found, k) for k in names} | {"n_missing": found.missing, "degenerate": bool(found.reason)}
+    return out | spread(bias=found.bias, loa_lo=found.lower, loa_hi=found.upper)
 
 def volumes(i):
     found = volume_errors(numbers(i["ref"]), numbers(i["pred"]))
@@ -200,8 +215,9 @@ def mcnemar_tests(i):
     if "table" in i:
         (_, b), (c, _) = i["table"]
         found = mcnemar_table(b, c)
-    else: found = mcnemar_exact(*(first_of(i, names, None) for names in (("a", "first", "a_correct", "correct_a"), ("b", "second", "b_correct", "correct_b"))))
-    return {"p_exact": found.p, "chi2_cc": found.chi2, "p_cc": found.p_chi2, "b": found.only_first, "c": found.only_second, "n_discordant": found.only_first + found.only_second}
+    else: found = mcnemar_exact(first_of(i, ("a", "first", "a_correct"), None), first_of(i, ("b", "second", "b_correct"), None))
+    b, c = found.only_first, found.only_second
+    return {"p_exact": found.p, "chi2_cc": found.chi2, "p_cc": found.p_chi2, "b": b, "c": c, "n_discordant": b + c}
 
 def adjusted(i): return {"adj": holm(numbers(i["p"])).tolist()}
 
@@ -224,28 +240,31 @@ def segmentation(i):
     mm, masks = i["spacing_mm"], [np.array(i[k]) for k in ("pred", "ref")]
     if len(mm) == 3: masks = [m[None] if m.ndim == 2 else m for m in masks]  # a single image of a series
     found = mask_measures(*masks, mm)
-    return found | {"hd": found["hd_mm"], "hd95_max": found["hd95_max_mm"], "hd95_pooled": found["hd95_pooled_mm"], "assd_pooled": found["assd_mm"], "assd": found["assd_mm"], "degenerate": bool(found["reason"])}
+    in_mm = {"hd": "hd_mm", "hd95_max": "hd95_max_mm", "hd95_pooled": "hd95_pooled_mm", "assd_pooled": "assd_mm", "assd": "assd_mm"}
+    return found | {name: found[ours] for name, ours in in_mm.items()} | {"degenerate": bool(found["reason"])}
 
 def _series(i):
     """One series per patient, with blood of a subtype where any image has it: label k is the k-th subtype, 1 subdural."""
     kinds = ("subdural", *(s for s in SUBTYPES if s != "subdural"))
     label = pd.Series(i["label"]).fillna(0).astype(int).groupby(pd.Series(i["patient"]).astype(str), sort=False)
     has = pd.DataFrame({kind: label.agg(lambda v, k=k: bool((v == k + 1).any())) for k, kind in enumerate(kinds)})
-    rows = has.assign(any=has.any(axis=1), patient=has.index, series=has.index, study=has.index, dataset="golden", images=label.size(), volume_source="none")
+    names = dict.fromkeys(("patient", "series", "study"), has.index)
+    rows = has.assign(any=has.any(axis=1), **names, dataset="golden", images=label.size(), volume_source="none")
     return check_table(rows.reset_index(drop=True).reindex(columns=list(SERIES.columns)), "series"), has.any(axis=1)
 
 def k_fold(i):
     (series, positive), k, seed = _series(i), i["k"], i.get("seed", 0)
     refused = isinstance(or_refused(make_folds, series, k, seed), Refused)
-    folds = make_folds(series, k, seed, accept=tuple(LABELS) if refused else ())
-    tested = folds[folds.role == "test"]
+    deal = lambda: make_folds(series, k, seed, accept=tuple(LABELS) if refused else ())  # said to know that a class is rare, it deals
+    folds = deal()
+    tested, wanted = folds[folds.role == "test"], set(map(str, i["patient"]))
     each = positive[tested.patient].groupby(tested.fold.to_numpy()).sum().reindex(range(k), fill_value=0)
-    wanted = set(map(str, i["patient"]))
-    return {"each_slice_once": bool(tested.patient.is_unique and set(tested.patient) == wanted), "patients_shared_between_folds": int(tested.patient.duplicated().sum()),
-            "positive_patients": int(positive.sum()), "n_patients": len(wanted), "n_folds": int(tested.fold.nunique()), "every_test_fold_has_a_positive": bool((each > 0).all()),
-            "max_positive_patients_in_a_fold": int(each.max()), "min_positive_patients_in_a_fold": int(each.min()), "folds_without_positive": int((each == 0).sum()),
-            "folds_without_positive_at_least": int((each == 0).sum()), "same_seed_same_folds": bool(folds.equals(make_folds(series, k, seed, accept=tuple(LABELS) if refused else ()))),
-            "warned_or_raised": refused}
+    empty = int((each == 0).sum())
+    return {"each_slice_once": bool(tested.patient.is_unique and set(tested.patient) == wanted), "n_patients": len(wanted),
+            "patients_shared_between_folds": int(tested.patient.duplicated().sum()), "positive_patients": int(positive.sum()),
+            "n_folds": int(tested.fold.nunique()), "every_test_fold_has_a_positive": empty == 0, "max_positive_patients_in_a_fold": int(each.max()),
+            "min_positive_patients_in_a_fold": int(each.min()), "folds_without_positive": empty, "folds_without_positive_at_least": empty,
+            "same_seed_same_folds": bool(folds.equals(deal())), "warned_or_raised": refused}
 
 def clusters(i):
     m, right, size = (i.get(k) for k in ("m_patients", "k_correct_patients", "slices_per_patient"))
@@ -259,13 +278,14 @@ def clusters(i):
 
 def normalisation(i):
     train, test = (known(i[k])[0] for k in ("train", "test"))
-    band = first_of(i, ("window",), {})
+    band = i.get("window", {})
     band = {"centre": band[0], "width": band[1]} if isinstance(band, list) else i | band
-    centre, width = (first_of(band, names, default) for names, default in ((("centre", "center", "window_centre", "window_center", "window_level", "level"), 40), (("width", "window_width"), 80)))
-    fitted = fit_scale(train)
+    centre = first_of(band, ("centre", "center", "level", "window_centre", "window_center", "window_level"), 40)
+    shares, fitted = window_shares(test, centre, first_of(band, ("width", "window_width"), 80)), fit_scale(train)
     z = zscores(test, fitted)
-    return {"mean": fitted.mean, "sd": fitted.sd, "min": fitted.low, "max": fitted.high, "z_test": z.tolist(), "u_test": range_shares(test, fitted).tolist(), "window_test": window_shares(test, centre, width).tolist(),
-            "pooled_mean_leaky": fit_scale([*train, *test]).mean, "z_in_unit_interval": bool(((z >= 0) & (z <= 1)).all())}
+    return {"mean": fitted.mean, "sd": fitted.sd, "min": fitted.low, "max": fitted.high, "z_test": z.tolist(), "window_test": shares.tolist(),
+            "u_test": range_shares(test, fitted).tolist(), "pooled_mean_leaky": fit_scale([*train, *test]).mean,
+            "z_in_unit_interval": bool(((z >= 0) & (z <= 1)).all())}
 
 
 # ---------------------------------------------------------------- the table
