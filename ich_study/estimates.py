@@ -47,7 +47,7 @@ def percentiles(
     if not 0 < level < 1: raise StudyError(f"coverage should lie between 0 and 1, not {level}")
     drawn = np.asarray(drawn, float)
     if not len(drawn) or np.isnan(drawn).mean() > .5: return np.nan, np.nan
-    return tuple(map(float, np.nanquantile(drawn, [(1 - level)/2, (1 + level)/2])))
+    return float(np.nanquantile(drawn, (1 - level)/2, method="lower")), float(np.nanquantile(drawn, (1 + level)/2, method="higher"))
 
 # %% ../nbs/02_estimates.ipynb #294e72b8
 def statistics_table(
