@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from ich_study import ablation
-from ich_study.ablation import ablation_table, answer, detectable_effect, effect_lines, found_table, many_areas, paired_effect, volume_measures
-from ich_study.comparison import compare_table, holm
+from ich_study import ablation, comparison
+from ich_study.ablation import ablation_table, answer, detectable_effect, effect_lines, found_table, paired_effect
+from ich_study.comparison import area_measure, compare_table, holm, volume_measures
 from ich_study.effects import effect_figure
 from ich_study.reports import execute, render
 from ich_study.schema import LABELS, PREDICTIONS, StudyError, check_table
@@ -83,7 +83,7 @@ def test_without_a_change_p_is_uniform_and_the_interval_covers(endpoint):
     def draw():
         if endpoint.endswith("ml"): return volume_measures(errors(rng))[endpoint]
         truth, s = scores(rng)
-        return many_areas(np.tile(truth, 2), s.ravel(), endpoint)
+        return area_measure(np.tile(truth, 2), s.ravel(), endpoint)
     found = simulated(draw, 250)
     assert .015 <= (found.p <= .05).mean() <= .09 and stats.kstest(found.p, "uniform").pvalue > .001
     assert .87 <= ((found.low <= 0) & (found.high >= 0)).mean() <= .985
@@ -149,7 +149,7 @@ def test_a_recipe_with_a_second_seed_is_compared_with_the_baseline_of_that_seed(
 
 
 def test_the_order_of_rows_and_the_size_of_blocks_change_nothing(table, monkeypatch):
-    monkeypatch.setattr(ablation, "BLOCK", 20_000)
+    monkeypatch.setattr(comparison, "BLOCK", 20_000)
     predictions, volumes = tables(SETS)
     rng = np.random.default_rng(0)
     within = lambda t: t.iloc[np.lexsort((rng.permutation(len(t)), t.groupby(["model", "recipe", "seed"], sort=False).ngroup()))]
@@ -248,8 +248,8 @@ def test_further_seeds_stand_in_the_ablation_alone():
 
 
 def test_many_recipes_are_compared_with_the_baseline_alone():
-    pairs = _comparison(*tables([("bhcnet", r, 17, 1) for r in ("paper", "plain", "a", "b", "c")]))
-    assert len(pairs) == 2*4 and all("plain" in p for p in zip(pairs["first"], pairs["second"]))
+    pairs = _comparison(Study("t", {"kind": "phantom"}), *tables([("bhcnet", r, 17, 1) for r in ("paper", "plain", "a", "b", "c")]), None)
+    assert len(pairs) == 6*4 and all("plain" in p for p in zip(pairs["first"], pairs["second"]))
     for _, g in pairs.groupby("metric"): assert np.allclose(g.p_holm, holm(g.p.to_numpy()))
 
 

@@ -237,7 +237,7 @@ def test_a_column_of_pandas_counts_by_place():
 
 @pytest.mark.parametrize("call, words", [
     (lambda: pairs([1, 2], [1]), ("(2,)", "(1,)")), (lambda: pairs([[1, 2]], [[1, 2]]), ("(1, 2)",)), (lambda: ccc([1, 2, np.inf], [1, 2, 3]), ("1 of 3", "infinite")),
-    (lambda: numbers(["a"]), ("<U1",)), (lambda: numbers([1, "3"]), ("NaN",)), (lambda: numbers([1, None, "3"]), ("NaN",)), (lambda: numbers([1j]), ("complex",)),
+    (lambda: numbers([1, -1e101]), ("1 of 2", "beyond 1e+50")), (lambda: numbers(["a"]), ("<U1",)), (lambda: numbers([1, "3"]), ("NaN",)), (lambda: numbers([1, None, "3"]), ("NaN",)), (lambda: numbers([1j]), ("complex",)),
     (lambda: numbers(np.array(["2020-01-01"], "datetime64[D]")), ("datetime",)), (lambda: numbers([[1], [1, 2]]), ("length",)), (lambda: correlation(TEN, TEN, "kendall"), ("kendall", "spearman")),
     *[(lambda v=v: correlation(TEN, TEN, level=v), (repr(v), "between 0 and 1")) for v in (0, 1, 95, -.1, np.nan, "95", None)],
     *[(lambda f=f: f(TEN, TEN + 1, level=95), ("95",)) for f in (ccc, deming, passing_bablok)], (lambda: icc(JUDGES, 95), ("95",)),
