@@ -14,10 +14,12 @@ import pandas as pd
 from scipy import stats
 from tqdm.auto import tqdm
 
+from .estimates import Estimate, statistics_table
 from .masks import load_masks
+from .overlap import dice, mask_measures
 from .pixels import load_pixels
-from .schema import PREDICTIONS, STATISTICS, SUBTYPE_ML, SUBTYPES, VOLUMES, StudyError, check_table
-from .segment import SEGMENTERS, brain_mask, dice
+from .schema import PREDICTIONS, SUBTYPE_ML, SUBTYPES, VOLUMES, StudyError, check_table
+from .segment import SEGMENTERS, brain_mask
 from .series import NO_VOLUME
 from .volume import abc2_ml, volume_ml
 
@@ -90,7 +92,13 @@ def _as_predictions(found:pd.DataFrame)->pd.DataFrame:
     return check_table(rows.assign(image=pd.NA, truth=rows["any"], score=score)[list(PREDICTIONS.columns)], "predictions")
 
 # %% ../nbs/35_baselines.ipynb #f8366e08
-_COLUMNS = ["series", "patient", "model", "truth_ml", "predicted_ml", "error_ml", "dice"]
+_COLUMNS = ["series", "patient", "model", "truth_ml", "predicted_ml", "error_ml", "dice", "hd95_max_mm", "volume_similarity", "reason"]
+
+def _compared(blood, full, gaps, row_mm, col_mm)->tuple:
+    "(dice, hd95_max_mm, volume_similarity, why one of them is missing)"
+    if gaps.max() > 1.05*gaps.min(): return dice(blood, full), np.nan, np.nan, "images are not evenly spaced"
+    found = mask_measures(blood, full, (gaps.mean(), row_mm, col_mm))
+    return found["dice"], found["hd95_max_mm"], found["volume_similarity"], found["reason"]
 
 def _against_mask(rows)->list:
     "One dict per method for a series with a mask and a known geometry"
@@ -102,7 +110,7 @@ def _against_mask(rows)->list:
     truth, full = volume_ml(any_blood, *known), any_blood >= .5
     for name, blood in _found(rows, SEGMENTERS, *known[1:]).items():
         ml = volume_ml(blood, *known)
-        values = (rows.series.iloc[0], rows.patient.iloc[0], name, truth, ml, ml - truth, dice(blood, full))
+        values = (rows.series.iloc[0], rows.patient.iloc[0], name, truth, ml, ml - truth, *_compared(blood, full, *known))
         out.append(dict(zip(_COLUMNS, values)))
     return out
 
@@ -111,30 +119,30 @@ def segmenter_table(
     index:pd.DataFrame, # an index table
     workers:int=2, # processes
     progress:bool=True, # show a bar
-)->pd.DataFrame: # one row per series and method: series, patient, model, truth_ml, predicted_ml, error_ml, dice
-    "Dice and error in mL of each segmentation, for every series with a mask"
+)->pd.DataFrame: # one row per series and method: series, patient, model, truth_ml, predicted_ml, error_ml, dice, hd95_max_mm, volume_similarity, reason
+    "Error in mL and likeness to the mask of each segmentation, for every series with a mask"
     groups = [g for _, g in index[index.used].groupby("series", sort=False)]
     results = _each(_against_mask, groups, workers, progress, "segmentations")
     return pd.DataFrame([row for result in results for row in result], columns=_COLUMNS)
 
 # %% ../nbs/35_baselines.ipynb #65d22355
-def _mean_row(values, patients, metric, unit)->dict:
+def _mean_row(part, metric)->dict:
     "Mean over patients with its 95 % interval, as a row of statistics"
-    each = values.groupby(patients).mean().dropna()
+    each, lost = part[metric].groupby(part.patient).mean().dropna(), part.reason[part[metric].isna() & part.reason.ne("")].value_counts()
     low, high = stats.t.interval(.95, len(each) - 1, each.mean(), each.sem()) if len(each) > 1 and each.std() > 0 else (np.nan, np.nan)
-    why = None if np.isfinite(low) else "fewer than 2 patients, or all the same"
-    return dict(metric=metric, value=each.mean(), low=low, high=high, n=len(each), unit=unit, method="t interval over patients", reason=why)
+    why = [f"without {n} series: {reason}" for reason, n in lost.items()] + ["fewer than 2 patients, or all the same"]*bool(np.isnan(low))
+    return Estimate(float(each.mean()), low, high, len(each), "t interval over patients", "; ".join(why)).row(metric, "patients")
 
 def segmenter_summary(
     table:pd.DataFrame, # from `segmenter_table`
-)->pd.DataFrame: # a statistics table led by `model`: dice, bias_ml, mae_ml, false_ml
-    "Mean Dice (series with blood) and errors in mL (all series) of each segmentation"
+)->pd.DataFrame: # a statistics table led by `model`: dice, hd95_max_mm, volume_similarity, bias_ml, mae_ml, false_ml
+    "Mean likeness to the mask (series with blood) and errors in mL (all series) of each segmentation"
     rows = []
-    for model, g in table.groupby("model", sort=False):
+    for model, g in table.assign(bias_ml=table.error_ml, mae_ml=table.error_ml.abs(), false_ml=table.error_ml).groupby("model", sort=False):
         bleeds, free = g[g.truth_ml > 0], g[g.truth_ml == 0]
-        for part, values, metric in ((bleeds, bleeds.dice, "dice"), (g, g.error_ml, "bias_ml"), (g, g.error_ml.abs(), "mae_ml"), (free, free.error_ml, "false_ml")):
-            rows.append(dict(model=model) | _mean_row(values, part.patient, metric, "patients"))
-    return check_table(pd.DataFrame(rows, columns=["model", *STATISTICS.columns]), "statistics")
+        for part, metrics in ((bleeds, ("dice", "hd95_max_mm", "volume_similarity")), (g, ("bias_ml", "mae_ml")), (free, ("false_ml",))):
+            rows += [dict(model=model) | _mean_row(part, metric) for metric in metrics]
+    return statistics_table(rows, ["model"])
 
 # %% ../nbs/35_baselines.ipynb #7d3cf283
 def _without_reference(index, series)->list:

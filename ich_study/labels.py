@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from statsmodels.stats.inter_rater import fleiss_kappa
 
+from .readers import fleiss, majority_vote
 from .schema import LABELS, SUBTYPE_ML, SUBTYPES, StudyError, check_table
 
 # %% ../nbs/24_labels.ipynb #7b663e5b
@@ -225,41 +225,42 @@ def load_labels(
     return settle_labels(_with_masks(out, path), level, str(path))
 
 # %% ../nbs/24_labels.ipynb #bcaf400f
-def _votes(reads:pd.DataFrame)->tuple:
-    "Readers who said yes, and readers who said anything, by series and label"
-    groups = check_table(reads, "reads").groupby(["dataset", "series"], sort=False)[list(LABELS)]
-    return groups.sum().astype(int), groups.count()
+def _readings(reads:pd.DataFrame)->tuple:
+    "(dataset and series, one row each; label -> (series, readings) floats, NaN where missing)"
+    reads = check_table(reads, "reads")
+    series = reads.groupby(["dataset", "series"], sort=False)
+    which, turn = series.ngroup().to_numpy(), series.cumcount().to_numpy()
+    table = np.full((len(LABELS), series.ngroups, turn.max(initial=-1) + 1), np.nan)
+    for out, label in zip(table, LABELS): out[which, turn] = reads[label].to_numpy(float, na_value=np.nan)
+    return reads[["dataset", "series"]][turn == 0].reset_index(drop=True), dict(zip(LABELS, table))
 
 def majority(
     reads:pd.DataFrame, # a reads table
 )->pd.DataFrame: # columns: dataset, series, the six labels (nullable booleans); one row per series
     "What most of the readers who read said; ties and unread labels are missing"
-    yes, said = _votes(reads)
-    return (2*yes > said).astype("boolean").mask(2*yes == said).reset_index()
+    names, readings = _readings(reads)
+    return names.assign(**{label: pd.array(majority_vote(r), "boolean") for label, r in readings.items()})
 
 def reader_disagreement(
     reads:pd.DataFrame, # a reads table
 )->pd.DataFrame: # columns: dataset, series, and per label whether readers disagreed; missing with fewer than two reads
     "Where readers of one series did not all say the same"
-    yes, said = _votes(reads)
-    return ((yes > 0) & (yes < said)).astype("boolean").mask(said < 2).reset_index()
+    names, readings = _readings(reads)
+    apart = lambda r: pd.array((r == 0).any(1) & (r == 1).any(1), "boolean")
+    return names.assign(**{label: pd.Series(apart(r)).mask((~np.isnan(r)).sum(1) < 2) for label, r in readings.items()})
 
 # %% ../nbs/24_labels.ipynb #07aece2c
-def _kappa(yes:pd.Series, said:pd.Series)->dict:
-    most = int(said.max()) if len(said) else 0
-    full = said == most
-    out = {"kappa": np.nan, "series": int(full.sum()) if most else 0, "readers": most, "reason": None}
-    if most < 2: return out | {"reason": "fewer than two readers"}
-    if yes[full].sum() in (0, most*full.sum()): return out | {"reason": "all readers gave one answer"}
-    return out | {"kappa": float(fleiss_kappa(np.column_stack([said[full] - yes[full], yes[full]]), method="fleiss"))}
+_AGREEMENT = ["label", "kappa", "low", "high", "agreement", "positive_agreement", "positives", "series", "disagreements", "readers", "reason"]
 
 def reader_agreement(
     reads:pd.DataFrame, # a reads table of one data set
-)->pd.DataFrame: # columns: label, kappa (-1..1), positives, series, disagreements, readers, reason
+)->pd.DataFrame: # columns: label, kappa (-1..1) with low and high, agreement and positive_agreement (0..1), positives, series, disagreements, readers, reason
     "Fleiss' kappa (1971) of each label, beside the positives by majority and the series in dispute"
     if reads.dataset.nunique() > 1:
         raise StudyError(f"reads of {reads.dataset.nunique()} data sets came together; their readers differ, so give one data set at a time")
-    yes, said = _votes(reads)
-    positives, apart = (2*yes > said).sum(), ((yes > 0) & (yes < said)).sum()
-    rows = [{"label": c, "positives": positives[c], "disagreements": apart[c]} | _kappa(yes[c], said[c]) for c in LABELS]
-    return pd.DataFrame(rows, columns=["label", "kappa", "positives", "series", "disagreements", "readers", "reason"])
+    votes, apart, rows = majority(reads), reader_disagreement(reads), []
+    for label, readings in _readings(reads)[1].items():
+        found = fleiss(readings)
+        kappa, low, high, series, _, reason, _ = found.kappa
+        rows.append((label, kappa, low, high, found.agreement, found.specific.get(1, np.nan), votes[label].sum(), series, apart[label].sum(), found.readers, reason or None))
+    return pd.DataFrame(rows, columns=_AGREEMENT)

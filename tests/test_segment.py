@@ -5,9 +5,12 @@ import pytest
 
 from ich_study.baselines import baseline_tables, pseudo_volumes, segmenter_summary, segmenter_table
 from ich_study.cohort import index_folder, series_of_index
+from ich_study.masks import load_masks
+from ich_study.overlap import dice, mask_measures
 from ich_study.phantom import write_cohort
+from ich_study.pixels import load_pixels
 from ich_study.schema import StudyError, SUBTYPE_ML, check_table
-from ich_study.segment import SEGMENTERS, brain_mask, dice, grow_blood, threshold_blood, walker_blood, watershed_blood
+from ich_study.segment import SEGMENTERS, brain_mask, grow_blood, threshold_blood, walker_blood, watershed_blood
 
 MM, GAP = .5, 5.
 METHODS = pytest.mark.parametrize("method", SEGMENTERS.values(), ids=SEGMENTERS)
@@ -213,5 +216,19 @@ def test_table_and_summary_of_the_segmentations_agree(cohort):
     summary = segmenter_summary(table).set_index(["model", "metric"])
     g = table[table.model == "watershed"]
     assert np.isclose(summary.value["watershed", "mae_ml"], g.error_ml.abs().mean())
-    assert np.isclose(summary.value["watershed", "dice"], g.dice[g.truth_ml > 0].mean())
+    for metric in ("dice", "hd95_max_mm", "volume_similarity"): assert np.isclose(summary.value["watershed", metric], g[metric][g.truth_ml > 0].mean(), equal_nan=True)
+    assert (g.reason.eq("") == g.hd95_max_mm.notna()).all() and summary.reason[summary.low.isna()].notna().all()
     assert len(segmenter_summary(table[:0])) == 0
+
+def test_distances_are_those_of_the_masks_and_missing_where_images_are_uneven(cohort):
+    name = cohort[1].series[cohort[1]["any"].fillna(False)].iloc[0]
+    rows = cohort[0][cohort[0].used & (cohort[0].series == name)]
+    row = segmenter_table(rows, workers=1, progress=False).set_index("model").loc["threshold"]
+    fraction, _ = load_masks(rows)
+    hu = np.stack([load_pixels(r) for r in rows[["file", "frame"]].to_dict("records")])
+    mm = rows.row_mm.iloc[0], rows.col_mm.iloc[0]
+    found = mask_measures(threshold_blood(hu, *mm), np.minimum(fraction.sum(-1), 1) >= .5, (rows.gap_mm.mean(), *mm))
+    assert np.isclose(row.hd95_max_mm, found["hd95_max_mm"]) and np.isclose(row.volume_similarity, found["volume_similarity"]) and row.dice == found["dice"]
+    uneven = segmenter_table(rows.assign(gap_mm=rows.gap_mm*np.where(np.arange(len(rows)) % 2, 1, 1.06)), workers=1, progress=False)
+    assert uneven.hd95_max_mm.isna().all() and uneven.volume_similarity.isna().all() and uneven.dice.notna().all() and uneven.reason.str.contains("evenly").all()
+    assert segmenter_summary(uneven).set_index("metric").reason["hd95_max_mm"].str.contains("without 1 series").all()

@@ -13,8 +13,8 @@ from ich_study.comparison import compare_table, holm, mcnemar_exact, paired_auc,
 from ich_study.detection import (PROPORTIONS, apply_thresholds, auc_delong, average_precision, choose_thresholds, clopper_pearson,
                                  cluster_bootstrap, confusion_counts, detection_table, fast_auc, fold_table, unit_rows, youden_threshold)
 from ich_study.folds import make_folds
+from ich_study.overlap import dice
 from ich_study.schema import LABELS, SERIES, SUBTYPES, StudyError, check_table
-from ich_study.segment import dice
 from ich_study.volume import volume_ml
 
 GOLDEN = Path(__file__).resolve().parents[2]/"shared"/"golden"/"cases.json"
