@@ -10,7 +10,7 @@ __all__ = ['CUT_ML', 'ERRORS', 'NOT_REPEATED', 'REFERENCES', 'BY', 'volume_error
 import numpy as np
 import pandas as pd
 
-from .concordance import ICCS, ccc, correlation, deming, icc, pairs, passing_bablok
+from .concordance import ICCS, ccc, correlation, deming, fast_icc, icc, pairs, passing_bablok
 from .counts import PROPORTIONS, clopper_pearson
 from .detection import call_estimates
 from .estimates import Estimate, statistics_table, undefined
@@ -71,10 +71,10 @@ def _name(icc_name:str)->str: return "icc_" + icc_name[4:-1].replace(",", "").lo
 
 def _repeated_estimates(t, p, patients, found)->dict:
     "The same where patients repeat"
-    limits, drawn = repeated_limits(patients, p - t), {m: [] for m in ("pearson", "spearman", "ccc", "bias_ml", "slope")}
+    limits, drawn = repeated_limits(patients, p - t), {m: [] for m in ("pearson", "spearman", "ccc", "icc_a1", "bias_ml", "slope")}
     for at in drawn_rows(*draw_patients(patients, observed=True)):
         a, b = t[at], p[at]
-        now = {"pearson": correlation(a, b), "spearman": correlation(a, b, "spearman"), "ccc": ccc(a, b), "bias_ml": [(b - a).mean()], "slope": proportional_bias(a, b)["slope"]}
+        now = {"pearson": correlation(a, b), "spearman": correlation(a, b, "spearman"), "ccc": ccc(a, b), "icc_a1": [fast_icc(a, b)], "bias_ml": [(b - a).mean()], "slope": proportional_bias(a, b)["slope"]}
         for m, e in now.items(): drawn[m].append(e[0])
     out = {m: e._replace(low=np.nan, high=np.nan, method="", reason=e.reason or NOT_REPEATED) for m, e in found.items()}
     out |= {m: drawn_estimate(values, len(t), reason=found[m].reason) for m, values in drawn.items()}

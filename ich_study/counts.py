@@ -38,7 +38,8 @@ def as_flags(
     name:str="truth", # what to call them in an error
 )->np.ndarray: # (n,) boolean
     "Yes-or-no values as booleans; anything else, a missing one above all, is refused"
-    array = np.asarray(values)
+    try: array = np.asarray(values)
+    except ValueError: raise StudyError(f"{name} has rows of different lengths; give one flag per unit in a flat array") from None
     try: good = array.ndim == 1 and bool(((array == 0) | (array == 1)).all())
     except TypeError: good = False
     if good: return array.astype(bool)

@@ -15,9 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from .agreement import band_table, bland_altman, measured_rows
-from .detection import average_precision, confusion_counts, fast_auc, scored_rows, unit_rows
+from .agreement import band_table, measured_rows
+from .areas import average_precision, fast_auc
+from .counts import confusion_counts
+from .limits import bland_altman
 from .schema import LABELS, STATISTICS, StudyError
+from .units import scored_rows, unit_rows
 from .volume import BANDS
 
 # %% ../nbs/85_figures.ipynb #d61002fb
@@ -142,10 +145,10 @@ def bland_altman_plot(
     rows = measured_rows(volumes)
     figure, axes = _axes(height=3.4)
     ax, found = axes[0, 0], bland_altman(rows.truth_ml.to_numpy(), rows.predicted_ml.to_numpy())
-    if not found: _say(ax, "fewer than 3 series have both volumes: no limits")
+    if np.isnan(found.lower.value): _say(ax, "fewer than 3 series have both volumes: no limits")
     ax.scatter((rows.truth_ml + rows.predicted_ml)/2, rows.predicted_ml - rows.truth_ml, s=16, color="#0072B2", alpha=.7, lw=0)
-    if found:
-        for (v, lo, hi), name, colour in ((found.bias, "bias", "#009E73"), (found.lower, "lower limit", "#D55E00"), (found.upper, "upper limit", "#D55E00")):
+    if np.isfinite(found.lower.value):
+        for (v, lo, hi, *_), name, colour in ((found.bias, "bias", "#009E73"), (found.lower, "lower limit", "#D55E00"), (found.upper, "upper limit", "#D55E00")):
             ax.axhspan(lo, hi, color=colour, alpha=.12, lw=0); ax.axhline(v, color=colour, lw=1, label=f"{name} {v:.1f} ({lo:.1f} to {hi:.1f}) mL")
         figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=7)
     ax.axhline(0, color="grey", lw=.6, ls=":"); _label(ax, "mean of true and predicted volume (mL)", "predicted - true (mL)")

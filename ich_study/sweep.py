@@ -25,13 +25,14 @@ from tqdm.auto import tqdm
 import ich_study
 from .ablation import LEAD, ablation_table, answer
 from .agreement import agreement_table, band_table, call_table
-from .comparison import compare_table, holm
-from .detection import apply_thresholds, choose_thresholds, detection_table, fold_table
+from .comparison import compare_table, with_roles
+from .detection import detection_table, fold_table
 from .paths import Paths, save_json, study_files, study_root, whole_file
 from .predictions import collect_runs, run_complete
 from .reports import Outcome, check_kernel, check_parameters, execute, links_table, render, save_page
 from .schema import STATISTICS, StudyError, check_table
 from .study import Inputs, Study, list_runs, prepare, run_fingerprint, run_settings, set_threads
+from .units import apply_thresholds, choose_thresholds
 
 # %% ../nbs/92_sweep.ipynb #19292d1b
 TRAIN = "3_train.ipynb"  # the notebook of one run
@@ -129,7 +130,7 @@ def run_missing(
             yield tasks[task], outcome
 
 # %% ../nbs/92_sweep.ipynb #efe2a37d
-TABLES = ("predictions", "volumes", "thresholds", "detection", "image_detection", "fold_auc", "agreement", "bands", "calls", "comparison")
+TABLES = ("predictions", "volumes", "thresholds", "specific_thresholds", "detection", "image_detection", "fold_auc", "agreement", "bands", "calls", "comparison")
 BASELINE = "plain"  # the recipe that an ablation compares with
 
 def own_seed(
@@ -163,7 +164,7 @@ def save_statistics(
         raise StudyError(f"the study {study.name!r} has no complete set of runs yet, so there is nothing to report; `ich-study run {study.name}` makes them")
     folder = paths.runs/study.name
     runs = [(run_folder(study, r, paths)/"run.json").read_text() for r in table[table.state == "done"].to_dict("records")]
-    stamp = hashlib.sha256(json.dumps([runs, left_out, study.primary, _code_stamp()]).encode()).hexdigest()[:16]
+    stamp = hashlib.sha256(json.dumps([runs, left_out, study.primary, study.family, study.accept_classes, _code_stamp()]).encode()).hexdigest()[:16]
     if _noted(folder/"statistics.json") == stamp and all((folder/f"{t}.parquet").is_file() for t in _tables(study)): return left_out
     collected = [collect_runs(folders, inputs.folds) for _, folders in found]
     predictions, volumes = (pd.concat(parts, ignore_index=True) for parts in zip(*collected))
@@ -175,15 +176,13 @@ def save_statistics(
 # %% ../nbs/92_sweep.ipynb #582196b4
 ALL_PAIRS = 4  # recipes up to which every pair is compared
 
-def _comparison(tested, volumes)->pd.DataFrame:
-    "Pairs of recipes and of models"
+def _comparison(study, tested, volumes, thresholds)->pd.DataFrame:
+    "Pairs of recipes and of models, with the roles that the study file declares"
     tested, recipes = tested[tested.image.isna()], list(tested.recipe.drop_duplicates())
-    models = compare_table(tested, volumes, over="model")
-    if len(recipes) <= ALL_PAIRS: return pd.concat([compare_table(tested, volumes), models], ignore_index=True)
     base = BASELINE if BASELINE in recipes else recipes[0]
-    of = lambda table, recipe: table[table.recipe.isin([base, recipe])]
-    pairs = pd.concat([compare_table(of(tested, r), of(volumes, r)) for r in recipes if r != base], ignore_index=True)
-    return pd.concat([pairs.assign(p_holm=pairs.groupby("metric").p.transform(holm)), models], ignore_index=True)
+    sets = [recipes] if len(recipes) <= ALL_PAIRS else [(base, r) for r in recipes if r != base]
+    pairs = [compare_table(*(t[t.recipe.isin(some)] for t in (tested, volumes)), thresholds=thresholds) for some in sets]
+    return with_roles(pd.concat([*pairs, compare_table(tested, volumes, "model", thresholds)], ignore_index=True), study.family, study.primary)
 
 def _ablation(study, predictions, volumes)->pd.DataFrame:
     "The ablation's table; without rows when the baseline is not complete"
@@ -194,16 +193,16 @@ def _statistics(study, predictions, volumes, inputs)->dict:
     "All tables of a study from those of its runs"
     ablation = {"ablation": _ablation(study, predictions, volumes)} if has_ablation(study) else {}
     predictions, volumes = (t[t.seed == own_seed(study)] for t in (predictions, volumes))
-    thresholds = choose_thresholds(predictions)
+    thresholds, specific = choose_thresholds(predictions), choose_thresholds(predictions, "specificity")
     base_predictions, base_volumes = inputs.baselines
     everything = pd.concat([volumes, base_volumes], ignore_index=True)
     tested = predictions[predictions.split == "test"]
     scored = pd.concat([tested, base_predictions], ignore_index=True)
-    return {"predictions": pd.concat([predictions, base_predictions], ignore_index=True), "volumes": everything, "thresholds": thresholds,
-            "detection": detection_table(scored, thresholds),
-            "image_detection": detection_table(tested, thresholds, unit="image"),
-            "fold_auc": fold_table(tested), "agreement": agreement_table(everything), "bands": band_table(everything),
-            "calls": call_table(apply_thresholds(tested, thresholds), volumes), "comparison": _comparison(tested, volumes)} | ablation
+    return {"predictions": pd.concat([predictions, base_predictions], ignore_index=True), "volumes": everything, "thresholds": thresholds, "specific_thresholds": specific,
+            "detection": detection_table(scored, thresholds, specific=specific, accepted=study.accept_classes),
+            "image_detection": detection_table(tested, thresholds, unit="image", accepted=study.accept_classes),
+            "fold_auc": fold_table(tested, accepted=study.accept_classes), "agreement": agreement_table(everything), "bands": band_table(everything),
+            "calls": call_table(apply_thresholds(tested, thresholds), volumes), "comparison": _comparison(study, tested, volumes, thresholds)} | ablation
 
 def _noted(file:Path)->str: return json.loads(file.read_text()).get("stamp", "") if file.is_file() else ""
 

@@ -237,7 +237,7 @@ def test_flags_of_many_kinds_are_read_and_missing_ones_refused():
     for values in ([True, False], [1, 0], [1., 0.], np.array([1, 0], np.uint8), pd.Series([True, False]), pd.array([True, False], "boolean"), np.array([True, False], object)):
         assert as_flags(values).tolist() == [True, False]
     assert as_flags([]).shape == (0,)
-    for values in ([1, np.nan], [True, None], pd.array([True, None], "boolean"), ["1", "0"], ["a"], [2, 0], [[1], [0]], 1, [-1], [.5]):
+    for values in ([1, np.nan], [True, None], pd.array([True, None], "boolean"), ["1", "0"], ["a"], [2, 0], [[1], [0]], [[1], [1, 0]], 1, [-1], [.5]):
         with pytest.raises(StudyError, match="flag|True"): as_flags(values)
 
 

@@ -1,23 +1,16 @@
-"""The statistics against golden numbers, against published ones, and at the edges where libraries go wrong."""
-import json
-from pathlib import Path
-
+"""The statistics against published numbers, and at the edges where libraries go wrong; golden cases are in `test_golden`."""
 import numpy as np
 import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 from scipy import stats
 
-from ich_study.agreement import agreement_table, band_table, bland_altman, ccc, correlation, icc_a1, pairs
+from ich_study.agreement import agreement_table, band_table, bland_altman, ccc, correlation, pairs
 from ich_study.comparison import compare_table, holm, mcnemar_exact, paired_auc, paired_bootstrap
-from ich_study.detection import (PROPORTIONS, apply_thresholds, auc_delong, average_precision, choose_thresholds, clopper_pearson,
-                                 cluster_bootstrap, confusion_counts, detection_table, fast_auc, fold_table, unit_rows, youden_threshold)
-from ich_study.folds import make_folds
-from ich_study.overlap import dice
-from ich_study.schema import LABELS, SERIES, SUBTYPES, StudyError, check_table
-from ich_study.volume import volume_ml
+from ich_study.detection import (PROPORTIONS, apply_thresholds, auc_delong, average_precision, choose_thresholds, clopper_pearson, confusion_counts, detection_table,
+                                 fast_auc, fold_table, unit_rows)
+from ich_study.schema import LABELS, StudyError, check_table
 
-GOLDEN = Path(__file__).resolve().parents[2]/"shared"/"golden"/"cases.json"
 RUN = dict(analysis="demo", model="bhcnet", recipe="plain", variant="base", seed=17, fold=0, split="test", dataset="demo")
 
 
@@ -52,243 +45,6 @@ def calls_of(row):
     """Truth and call of every unit behind four cells."""
     truth = np.repeat([True, False, True, False], [row["tp"], row["fp"], row["fn"], row["tn"]])
     return truth, np.repeat([True, True, False, False], [row["tp"], row["fp"], row["fn"], row["tn"]])
-
-
-# ---------------------------------------------------------------- golden cases: what the library makes of each input
-
-def _counts(i):
-    out = {}
-    for row in i["rows"]:
-        truth, called = calls_of(row)
-        names = [f"s{k}" for k in range(len(truth))]
-        cut = choose_thresholds(predictions_of([0, 1], [0, 1], split="validation"))
-        table = detection_table(predictions_of(truth, called), cut, by=("model",))
-        out[row["name"]] = {"n": len(names), "n_pos": int(truth.sum()), "n_neg": int((~truth).sum()), "f1": pick(table, "f1", subtype="any")}
-        for metric in PROPORTIONS:
-            out[row["name"]] |= {metric: pick(table, metric), f"{metric}_lo": pick(table, metric, "low"), f"{metric}_hi": pick(table, metric, "high")}
-    return out
-
-def _averages(i):
-    value, low, high = clopper_pearson(sum(r["tp"] for r in i["rows"]), i["n"])
-    return {"multiclass_accuracy": value, "multiclass_accuracy_lo": low, "multiclass_accuracy_hi": high}
-
-def _auc(i):
-    value, low, high, reason = auc_delong(i["y"], i["score"])
-    return {"auc": value, "lo": low, "hi": high, "ap": average_precision(np.array(i["y"], bool), np.array(i["score"])), "degenerate": bool(reason)}
-
-def _paired(i):
-    value, low, high, p, reason = paired_auc(i["y"], i["a"], i["b"])
-    return {"auc_a": auc_delong(i["y"], i["a"])[0], "auc_b": auc_delong(i["y"], i["b"])[0], "diff": value, "diff_lo": low, "diff_hi": high, "p": p, "degenerate": bool(reason)}
-
-def _icc(i):
-    m = np.array(i["matrix"], float)
-    value, low, high, _ = icc_a1(m[:, 0], m[:, 1])
-    return {"ICC(A,1)": value, "ICC(A,1)_lo": low, "ICC(A,1)_hi": high}
-
-def _limits(i):
-    y, x = numbers(i["y"]), numbers(i["x"])
-    found, out = bland_altman(y, x), {"n_missing": pairs(y, x)[2]}
-    out |= {"n": found.n, "sd": found.sd, "loa_lo": found.lower[0], "loa_hi": found.upper[0]}
-    for name, (low, high) in {"bias": found.bias[1:], "loa_lo_approx": found.lower_approximate, "loa_hi_approx": found.upper_approximate,
-                              "loa_lo_exact": found.lower[1:], "loa_hi_exact": found.upper[1:]}.items(): out |= {f"{name}_lo": low, f"{name}_hi": high}
-    return out | {"bias": found.bias[0]}
-
-def _carkeet(i):
-    """Differences of mean 0 and SD 1 show the coefficients themselves."""
-    def coefficients(n):
-        d = np.arange(n) - (n - 1)/2
-        found = bland_altman(np.zeros(n), d/d.std(ddof=1))
-        return list(found.upper[1:])
-    return {"c": [coefficients(n) for n in i["n"]]}
-
-def _slope(i):
-    found = bland_altman(numbers(i["y"]), numbers(i["x"]))
-    return {"slope": found.slope[0], "slope_lo": found.slope[1], "slope_hi": found.slope[2], "slope_p": found.slope_p}
-
-def _correlation(i):
-    r = correlation(i["x"], i["y"])
-    return {"pearson": r[0], "pearson_lo": r[1], "pearson_hi": r[2], "spearman": correlation(i["x"], i["y"], "spearman")[0]}
-
-def _not_agreement(i):
-    found = bland_altman(i["y"], i["x"])
-    return {"pearson": correlation(i["y"], i["x"])[0], "spearman": correlation(i["y"], i["x"], "spearman")[0], "ccc": ccc(i["y"], i["x"])[0],
-            "ICC(A,1)": icc_a1(i["y"], i["x"])[0], "bias": found.bias[0], "loa_lo": found.lower[0], "loa_hi": found.upper[0]}
-
-def _no_correlation(i):
-    both = lambda x, y: {k: correlation(x, y, k) for k in ("pearson", "spearman")}
-    found = {name: both(*i[name]) for name in i}
-    assert all(r[3] for one in found.values() for r in one.values())  # every gap has its reason
-    return {"constant": {k: r[0] for k, r in found["constant"].items()}, "one_pair": {k: r[0] for k, r in found["one_pair"].items()},
-            "two_pairs": {"pearson_lo": found["two_pairs"]["pearson"][1], "pearson_hi": found["two_pairs"]["pearson"][2]}}
-
-def _ccc(i): return dict(zip(("ccc", "ccc_lo", "ccc_hi"), ccc(i["x"], i["y"])))
-
-def _mcnemar(i):
-    (both, first), (second, neither) = i["table"]
-    a = np.repeat([True, True, False, False], [both, first, second, neither])
-    b = np.repeat([True, False, True, False], [both, first, second, neither])
-    found = mcnemar_exact(a, b)
-    assert found[:2] == (first, second)
-    return {"p_exact": found[2]}
-
-def _labels(i):
-    """Three columns as three subtypes."""
-    y, s, names = np.array(i["Y"]), np.array(i["S"]), SUBTYPES[:3]
-    rows = pd.concat([predictions_of(y[:, k], s[:, k], name) for k, name in enumerate(names)])
-    table = detection_table(rows, no_thresholds())
-    each = lambda metric: [pick(table, metric, subtype=name) for name in names]
-    return {"ap_per_class": each("ap"), "auc_per_class": each("auc"), "ap_macro": pick(table, "ap_macro"), "auc_macro": pick(table, "auc_macro"),
-            "ap_micro": pick(table, "ap_micro"), "n_undefined_ap": 3 - int(pick(table, "ap_macro", "n"))}
-
-def _calibration(i): return {"brier": pick(detection_table(predictions_of(i["y"], i["p"]), no_thresholds()), "brier")}
-
-def _masks(i):
-    of = lambda name: volume_ml(np.array(i[name], float), np.full(len(i[name]), i["spacing_mm"][0]), i["spacing_mm"][1], i["spacing_mm"][2])
-    return {"vol_pred_ml": of("pred"), "vol_ref_ml": of("ref"), "dice": dice(i["pred"], i["ref"])}
-
-def _volumes(i):
-    table = agreement_table(volumes_of(i["ref"], i["pred"]))
-    get = lambda metric, column="value": pick(table, metric, column, series_set="all")
-    return {"n_total": len(i["ref"]), "n_used": int(get("mae_ml", "n")), "n_missing": pairs(numbers(i["ref"]), numbers(i["pred"]))[2],
-            "mae": get("mae_ml"), "rmse": get("rmse_ml"), "bias": get("bias_ml")}
-
-def _patients(i):
-    """One series of one image each: the patient's score is the highest."""
-    rows = predictions_of(i["label"], numbers(i["score"])).assign(patient=i["subject"])
-    found = unit_rows(rows, "patient").sort_values("patient")
-    known = rows[rows.score.notna()]
-    return {"subject": list(found.patient), "label": found.truth.astype(int).to_list(), "score_max": found.score.to_list(),
-            "auc_max": pick(detection_table(rows, no_thresholds(), unit="patient"), "auc", subtype="any"),
-            "slice_auc": fast_auc(known.truth.to_numpy(bool), known.score.to_numpy())}
-
-def _series_of(i):
-    """One series per patient, with subdural blood where any image has it."""
-    label = pd.DataFrame(i).groupby("patient", sort=False).label.max().astype(bool)
-    rows = pd.DataFrame({"patient": label.index, "any": label.to_numpy(), "subdural": label.to_numpy()}).assign(dataset="demo", images=1, volume_source="none")
-    rows = rows.assign(study=rows.patient, series=rows.patient, **{s: False for s in SUBTYPES[:4]})
-    return check_table(rows.reindex(columns=list(SERIES.columns)), "series"), label
-
-def _folds(i):
-    series, label = _series_of(i)
-    refused, accept = False, ()
-    try: make_folds(series, i["k"], i["seed"])
-    except StudyError as e: refused, accept = "any" in str(e) and "2" in str(e), ("any", "subdural")
-    folds = make_folds(series, i["k"], i["seed"], accept=accept)
-    assert folds.equals(make_folds(series, i["k"], i["seed"], accept=accept))
-    tested = folds[folds.role == "test"]
-    positives = label[tested.patient].groupby(tested.fold.to_numpy()).sum()
-    return {"each_slice_once": bool(tested.patient.is_unique and set(tested.patient) == set(i["patient"])), "patients_shared_between_folds": int(tested.patient.duplicated().sum()),
-            "positive_patients": int(label.sum()), "every_test_fold_has_a_positive": bool((positives > 0).all()), "max_positive_patients_in_a_fold": int(positives.max()),
-            "folds_without_positive": int((positives == 0).sum()), "warned_or_raised": refused}
-
-def _clusters(i):
-    right, who = np.array(i["slice_correct"], float), np.array(i["slice_patient"])
-    low, high = cluster_bootstrap(lambda at: right[at].mean(), who, np.random.default_rng(0), n=9999)
-    naive = clopper_pearson(int(right.sum()), len(right))
-    return {"estimate": right.mean(), "boot_lo": low, "boot_hi": high, "naive_lo": naive[1], "naive_hi": naive[2]}
-
-def _youden(i):
-    cut = choose_thresholds(predictions_of(i["val_y"], i["val_score"], split="validation"))
-    assert list(cut.rule) == ["youden"]
-    def at(rows):
-        table = detection_table(rows, cut)
-        return pick(table, "sensitivity", subtype="any"), pick(table, "specificity", subtype="any")
-    test, held = at(predictions_of(i["test_y"], i["test_score"])), at(predictions_of(i["val_y"], i["val_score"]))
-    tuned = youden_threshold(i["test_y"], i["test_score"])[0]
-    c = confusion_counts(i["test_y"], np.array(i["test_score"]) >= tuned)
-    return {"threshold": cut.value.iloc[0], "val_j": sum(held) - 1, "test_sensitivity": test[0], "test_specificity": test[1], "test_j": sum(test) - 1,
-            "test_best_j": c["tp"]/(c["tp"] + c["fn"]) + c["tn"]/(c["tn"] + c["fp"]) - 1}
-
-def _fold_auc(i):
-    rows = predictions_of(i["y"], i["score"]).assign(fold=i["fold"])
-    each = fold_table(rows)
-    return {"per_fold": each.value.to_list(), "mean": each.value.mean(), "n_defined": int(each.value.notna().sum()), "pooled": pick(detection_table(rows, no_thresholds()), "auc", subtype="any")}
-
-
-CHECKS = {"D01": _counts, "D02": _averages, "D03": lambda i: {"ci": [list(clopper_pearson(k, n)[1:]) for k, n in i["kn"]]}, "D04": _counts,
-          **dict.fromkeys(("D06", "D07", "D09", "D10", "D11"), _auc), "D08": _paired, "D12": _paired, "D18": _icc, "D19": _limits, "D20": _limits,
-          "D21": _carkeet, "D22": _slope, "D23": _correlation, "D24": _not_agreement, "D25": _no_correlation, "D26": _ccc, "D30": _mcnemar, "D31": _mcnemar,
-          "D32": lambda i: {"adj": holm(i["p"]).tolist()}, "D33": _labels, "D34": _calibration, **dict.fromkeys(("D36", "D37", "D38"), _masks), "D39": _volumes,
-          "D40": _patients, "D41": _folds, "D42": _folds, "D43": _clusters, "D44": _youden, "D45": _fold_auc}
-
-# Golden cases that no function of the library answers yet, and why.
-NOT_YET = {
-    "D46": "a window gives bytes, and normalisation works on them; tests/test_preprocess.py and tests/test_batches.py check both to half a level",
-    "D05": "likelihood ratios are not computed, so their score interval is not either",
-    "D13": "no reader study yet: Fleiss' kappa is not computed", "D14": "no reader study yet: Fleiss' kappa is not computed",
-    "D15": "no reader study yet: Fleiss' kappa is not computed", "D16": "no reader study yet: there is no majority vote",
-    "D17": "four judges: icc_a1 takes a reference and one measurement", "D27": "Deming regression is not computed",
-    "D28": "Passing-Bablok regression is left out: implementations differ where there are ties",
-    "D29": "repeated measurements of one patient are not analysed yet", "D35": "the weighted log loss of RSNA 2019 is a training loss here, not a statistic yet",
-}
-
-# Numbers inside a checked case that nothing computes yet, and why. `*` stands for every row of the case.
-LIKELIHOOD = {f"*.lr_{side}{end}" for side in ("pos", "neg") for end in ("", "_lo", "_hi")}
-LEFT_OUT = {
-    "D01": (LIKELIHOOD, "likelihood ratios are not computed"), "D04": (LIKELIHOOD, "likelihood ratios are not computed"),
-    "D02": ({"macro_accuracy", "macro_ppv", "macro_sensitivity", "macro_specificity", "macro_f1", "micro_ppv", "micro_sensitivity", "micro_f1", "balanced_accuracy", "weighted_sensitivity",
-             "weighted_f1", "cohen_kappa", "mcc", "identity_mean_ovr_accuracy"}, "labels are not exclusive here, so means over classes of a single-label table are not computed"),
-    **dict.fromkeys(("D06", "D07", "D09"), ({"var"}, "the variance stands in the interval alone")),
-    "D08": ({"var_diff", "cov", "z"}, "the variance stands in interval and p alone"), "D12": ({"var_diff", "z"}, "the variance stands in interval and p alone"),
-    "D18": ({"ICC(C,1)"}, "consistency is not asked for: a constant error in mL counts"),
-    "D22": ({"intercept", "slope_se"}, "only the slope is reported"), "D23": ({"pearson_p"}, "a p value of correlation answers no question of the study"),
-    **dict.fromkeys(("D30", "D31"), ({"chi2_cc", "p_cc"}, "the exact test alone is used")),
-    "D33": ({"auc_micro", "ap_weighted"}, "not reported"), "D34": ({"ece", "mce", "log_loss", "cal_intercept", "cal_slope", "citl"}, "calibration beyond the Brier score is not computed yet"),
-    **dict.fromkeys(("D36", "D37", "D38"), ({"rvd", "hd", "hd95_max", "hd95_pooled", "assd_pooled"}, "distances of surfaces are not computed yet; overlap and volumes are")),
-    "D39": ({"n_negative_pred", "n_zero_ref", "median_abs_rel_error", "mae_clipped"}, "relative errors are not reported"),
-    "D40": ({"score_mean", "n_slices", "n_missing"}, "a series takes its highest score"), "D42": ({"folds_without_positive_at_least"}, "an inequality, checked on its own"),
-}
-
-# Golden cases and tests below that the library does not meet today. They are strict expected failures: a line has to go when the library is mended.
-DIFFERS = {}
-
-
-def flat(value, at=""):
-    """Nested numbers by their dotted names."""
-    if isinstance(value, dict): return {k: v for name, part in value.items() for k, v in flat(part, f"{at}.{name}" if at else name).items()}
-    if isinstance(value, list): return {k: v for n, part in enumerate(value) for k, v in flat(part, f"{at}.{n}").items()}
-    return {at: {"NaN": np.nan, "Infinity": np.inf, "-Infinity": -np.inf}.get(value, value) if isinstance(value, str) else value}
-
-
-def bounds(tolerance, name):
-    """Absolute and relative tolerance of one number."""
-    if not isinstance(tolerance, dict): return tolerance, tolerance
-    if "abs" in tolerance: return tolerance["abs"], tolerance.get("rel", 0)
-    own = next((v for k, v in tolerance.items() if name.startswith(k)), 1e-9)
-    return own, own
-
-
-def same(got, expected, tolerance):
-    if isinstance(expected, (bool, str)) or isinstance(expected, int): return got == expected and (isinstance(got, (bool, np.bool_)) == isinstance(expected, bool))
-    if np.isnan(expected) or np.isinf(expected): return np.isnan(got) if np.isnan(expected) else got == expected
-    return abs(got - expected) <= max(tolerance[0], tolerance[1]*max(1, abs(expected)))
-
-
-@pytest.fixture(scope="module")
-def golden():
-    if not GOLDEN.is_file(): pytest.skip("golden cases not found")
-    return {c["id"]: c for c in json.loads(GOLDEN.read_text())["cases"]}
-
-
-def test_every_golden_case_is_checked_or_accounted_for(golden):
-    assert set(golden) == set(CHECKS) | set(NOT_YET) and not set(CHECKS) & set(NOT_YET)
-    assert set(LEFT_OUT) <= set(CHECKS) and all(d in CHECKS or d.startswith("test_") for d in DIFFERS)
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.xfail(strict=True, reason=DIFFERS[n]) if n in DIFFERS else ()) for n in CHECKS])
-@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")
-def test_golden_case(name, golden):
-    case = golden[name]
-    got, expected = flat(CHECKS[name](case["input"])), flat(case["expected"])
-    left, _ = LEFT_OUT.get(name, ((), ""))
-    skipped = {k for k in expected if any(k.split(".", 1)[-1 if p.startswith("*") else 0] == p.removeprefix("*.") or k == p or k.startswith(f"{p}.") for p in left)}
-    assert set(expected) - skipped <= set(got), f"not computed and not accounted for: {sorted(set(expected) - skipped - set(got))}"
-    wrong = {k: (got[k], expected[k]) for k in set(expected) - skipped if not same(got[k], expected[k], bounds(case["tolerance"], k))}
-    assert not wrong, f"(got, expected): {wrong}"
-
-
-def test_folds_without_a_positive_are_at_least_as_many_as_golden(golden):
-    assert _folds(golden["D42"]["input"])["folds_without_positive"] >= golden["D42"]["expected"]["folds_without_positive_at_least"]
 
 
 # ---------------------------------------------------------------- published numbers
@@ -536,6 +292,3 @@ def test_bootstrap_of_patients_never_gives_p_zero():
 def test_wrong_input_is_told_in_one_line(call):
     with pytest.raises(StudyError) as told: call()
     assert "\n" not in str(told.value)
-
-
-for name in [n for n in DIFFERS if n.startswith("test_")]: globals()[name] = pytest.mark.xfail(strict=True, reason=DIFFERS[name])(globals()[name])
