@@ -51,7 +51,7 @@ def resampled_ratios(
 
 # %% ../nbs/71_resampling.ipynb #62f8725b
 DRAWN = f"{RESAMPLES:,} draws of patients"
-NO_WIDTH = "every draw gives the same number: no interval"
+NO_WIDTH = "every draw gives the same number; the interval is no interval"
 
 def drawn_estimate(
     drawn:np.ndarray, # (1 + resamples,) a statistic, of the observed patients first; NaN where undefined
@@ -64,8 +64,7 @@ def drawn_estimate(
     drawn = np.asarray(drawn, float)
     if np.isnan(drawn[0]): return undefined(n, reason, method)
     low, high = percentiles(drawn[1:], level)
-    if low == high: return Estimate(float(drawn[0]), np.nan, np.nan, int(n), method, NO_WIDTH)
-    return Estimate(float(drawn[0]), low, high, int(n), method, FEW_DEFINED if np.isnan(low) else "")
+    return Estimate(float(drawn[0]), low, high, int(n), method, FEW_DEFINED if np.isnan(low) else NO_WIDTH if low == high else "")
 
 # %% ../nbs/71_resampling.ipynb #22a618c3
 def drawn_rows(
