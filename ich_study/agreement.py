@@ -75,6 +75,7 @@ def fast_spearman(
     below = np.sqrt((ranks**2).sum(1).prod())
     return float(ranks[0]@ranks[1]/below) if below else np.nan
 
+# %% ../nbs/77_agreement.ipynb #5285baab
 def _moment_draws(t, p, draws)->dict:
     "Statistics that follow from means and variances, for each draw"
     n = resampled_sums(np.ones(len(t)), *draws)

@@ -65,6 +65,7 @@ def _agreement(d, size, level, missing, say):
     p = float(2*stats.t.sf(abs(bias)/sd*np.sqrt(n), n - 1)) if sd > 0 else np.nan
     return BlandAltman(n, missing, **found | {"bias": found["bias"]._replace(p=p)}, sd=sd, reason=reason)
 
+# %% ../nbs/76_limits.ipynb #f1f82f70
 def _size(x, y): return max(np.abs(x).max(initial=0), np.abs(y).max(initial=0))
 
 def bland_altman(
