@@ -149,6 +149,7 @@ def agreement_table(
             if name == "all": rows.append(lead | Estimate(float(judged[key] - n), np.nan, np.nan, n, "reference without a measurement", "a count").row("unmeasured", "series"))
     return statistics_table(rows, [*by, "series_set"])
 
+# %% ../nbs/77_agreement.ipynb #b4e183da
 def band_table(
     volumes:pd.DataFrame, # a volumes table
     by:tuple=BY, # what is told apart
