@@ -82,7 +82,7 @@ def _moment_draws(t, p, draws)->dict:
     mean = lambda x: resampled_sums(x, *draws)/n
     t, p = t - t.mean(), p - t.mean()
     bias, both = mean(p - t), mean(t*p) - mean(t)*mean(p)
-    vt, vp = (np.maximum(mean(x**2) - mean(x)**2, 0) for x in (t, p))
+    vt, vp = (np.where(v > 1e-12*(x**2).max(), v, 0) for x, v in ((x, mean(x**2) - mean(x)**2) for x in (t, p)))  # what is lost in rounding is no spread
     vm, vd = np.maximum(vt + vp + 2*both, 0)/4, np.maximum(vt + vp - 2*both, 0)
     rows, error, columns = resampled_ratios(2*vm*n, n - 1), resampled_ratios(vd*n, 2*(n - 1)), n*bias**2/2  # mean squares of the two-way analysis
     return {"pearson": resampled_ratios(both, np.sqrt(vt*vp)), "ccc": resampled_ratios(2*both, vt + vp + bias**2), "bias_ml": bias,

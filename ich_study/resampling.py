@@ -64,7 +64,8 @@ def drawn_estimate(
     drawn = np.asarray(drawn, float)
     if np.isnan(drawn[0]): return undefined(n, reason, method)
     low, high = percentiles(drawn[1:], level)
-    return Estimate(float(drawn[0]), low, high, int(n), method, FEW_DEFINED if np.isnan(low) else NO_WIDTH if low == high else "")
+    flat = high - low <= 1e-12*max(1, abs(drawn[0]))  # what rounding leaves is no width
+    return Estimate(float(drawn[0]), low, high, int(n), method, FEW_DEFINED if np.isnan(low) else NO_WIDTH if flat else "")
 
 # %% ../nbs/71_resampling.ipynb #22a618c3
 def drawn_rows(

@@ -1,7 +1,11 @@
-"""Areas, paired comparisons and the statistics tables; golden cases are in `test_golden`, single rungs in tests of their names."""
+"""Areas, paired comparisons and the statistics tables, on a few studies and on many made-up ones; golden cases are in `test_golden`, single rungs in tests of their names."""
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from scipy import stats
 
@@ -9,7 +13,8 @@ from ich_study.agreement import agreement_table, band_table, call_table, volume_
 from ich_study.areas import auc_delong, average_precision, fast_auc, paired_auc
 from ich_study.comparison import compare_table, holm, mcnemar_exact, mean_measure, paired_difference
 from ich_study.counts import PROPORTIONS
-from ich_study.detection import detection_table, fold_table
+from ich_study.detection import detection_table, fold_areas, fold_table, multilabel_measures
+from ich_study.resampling import area_measure
 from ich_study.schema import LABELS, StudyError, check_table
 from ich_study.units import apply_thresholds, choose_thresholds, unit_rows
 
@@ -306,3 +311,135 @@ def test_calls_by_size_of_patients_with_two_series_are_drawn():
 def test_wrong_input_is_told_in_one_line(call):
     with pytest.raises(StudyError) as told: call()
     assert "\n" not in str(told.value)
+
+
+# ---------------------------------------------------------------- any study at all: nothing legal raises or warns, order and unit do not matter
+
+quick = settings(max_examples=60, deadline=None)
+few = settings(max_examples=8, deadline=None, phases=[p for p in Phase if p != Phase.shrink])  # a table takes a second
+grades = st.sampled_from([0., .1, .25, .5, .5000001, .9, 1.])  # many ties
+studies = st.lists(st.tuples(st.booleans(), grades, grades, st.integers(0, 4)), min_size=1, max_size=30)  # truth, two scores, patient
+
+
+@quick
+@given(st.lists(st.tuples(*[st.sampled_from([0., 1., np.nan])]*3, *[grades]*3), min_size=1, max_size=15))
+def test_averages_over_classes_do_not_depend_on_their_order(rows):
+    table = np.array(rows)
+    truth, score = table[:, :3], table[:, 3:]
+    one, other = multilabel_measures(truth, score), multilabel_measures(truth[:, ::-1], score[:, ::-1])
+    for name in set(one) - {"auc_per_class", "ap_per_class"}: assert_allclose(one[name], other[name], equal_nan=True)
+    assert_allclose(one["ap_per_class"], other["ap_per_class"][::-1], equal_nan=True)
+
+
+@quick
+@given(studies)
+def test_folds_of_one_are_pooled_scores(rows):
+    truth, a, _, _ = (np.array(c) for c in zip(*rows))
+    told = fold_areas(np.zeros(len(rows)), truth, a)
+    assert_allclose([told["mean"], *told["per_fold"]], [told["pooled"]]*2, equal_nan=True)
+
+
+@quick
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=30))
+def test_mcnemar_is_symmetric(rows):
+    first, second = (np.array(c, bool) for c in (zip(*rows) if rows else ((), ())))
+    one, other = mcnemar_exact(first, second), mcnemar_exact(second, first)
+    assert one.p == other.p and (one.only_first, one.only_second) == (other.only_second, other.only_first) and 0 < one.p <= 1
+
+
+volumes_ml = st.one_of(st.just(0.), st.floats(.01, 150))
+
+
+def made_volumes(rows):
+    n = len(rows)
+    truth, predicted, who = zip(*rows)
+    table = pd.DataFrame({"patient": [f"p{w}" for w in who], "series": [f"s{i}" for i in range(n)], "truth_ml": truth, "predicted_ml": predicted})
+    return check_table(table.assign(**(RUN | dict(subtype="any", volume_source="phantom"))), "volumes")
+
+
+@few
+@given(st.lists(st.tuples(volumes_ml, volumes_ml, st.integers(0, 12)), min_size=1, max_size=25))
+def test_agreement_of_any_volumes_has_reasons_and_scales_with_the_unit(rows):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = agreement_table(made_volumes(rows)).set_index(["series_set", "metric"])
+    assert table.reason[table.value.isna() | table.low.isna()].notna().all()
+    tenth = agreement_table(made_volumes([(t/8, p/8, w) for t, p, w in rows])).set_index(["series_set", "metric"])
+    assert list(table.index) == list(tenth.index)
+    length = [m for m in table.index if m[1] in ("mae_ml", "rmse_ml", "median_error_ml", "bias_ml", "sd_ml", "limit_low_ml", "limit_high_ml")]
+    free = [m for m in table.index if m[1] in ("pearson", "spearman", "icc_a1", "ccc", "slope", "median_relative_error")]
+    for rows_, scale in ((length, 8), (free, 1)):
+        assert_allclose(scale*tenth.loc[rows_, ["value", "low", "high"]].to_numpy(float), table.loc[rows_, ["value", "low", "high"]].to_numpy(float), rtol=1e-5, atol=1e-7, equal_nan=True)
+
+
+@few
+@given(st.lists(st.tuples(volumes_ml, volumes_ml, st.integers(0, 12)), min_size=2, max_size=25), st.randoms(use_true_random=False))
+def test_agreement_does_not_depend_on_the_order_of_rows(rows, random):
+    volumes = made_volumes(rows)
+    one, other = (agreement_table(v).set_index(["series_set", "metric"])[["value", "low", "high"]].to_numpy(float) for v in (volumes, volumes.iloc[random.sample(range(len(rows)), len(rows))]))
+    assert_allclose(one, other, rtol=1e-6, atol=1e-9, equal_nan=True)
+
+
+def made_predictions(rows):
+    """One series per row, all six labels; a subtype shows in some of the positives."""
+    out = [dict(patient=f"p{w}", series=f"s{i}", image=pd.NA, subtype=label, truth=bool(t) and (k == 0 or (i + k) % 5 == 0), score=a if k % 2 else b)
+           for i, (t, a, b, w) in enumerate(rows) for k, label in enumerate(LABELS)]
+    return check_table(pd.DataFrame(out).assign(**RUN), "predictions")
+
+
+@few
+@given(studies, st.randoms(use_true_random=False))
+def test_detection_of_any_study_has_reasons_whatever_the_order(rows, random):
+    predictions = made_predictions(rows)
+    cut = choose_thresholds(predictions.assign(split="validation"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one, other = (detection_table(p, cut).set_index(["subtype", "metric"]).sort_index() for p in (predictions, predictions.iloc[random.sample(range(len(predictions)), len(predictions))]))
+    numbers = ["value", "low", "high"]
+    assert one.reason[one.value.isna() | one.low.isna()].notna().all()
+    assert_allclose(one[numbers].to_numpy(float), other.loc[one.index, numbers].to_numpy(float), rtol=1e-6, atol=1e-9, equal_nan=True)
+
+
+@few
+@given(studies)
+def test_a_difference_with_oneself_is_nothing(rows):
+    truth, a, _, who = (np.array(c) for c in zip(*rows))
+    for measure in (mean_measure(np.r_[a, a]), area_measure(np.r_[truth, truth], np.r_[a, a])):
+        found = paired_difference(measure, who, resamples=50, swaps=99).difference
+        assert found.reason and (np.isnan(found.value) or (found.value == 0 and (np.isnan(found.p) or found.p == 1)))
+
+
+@quick
+@given(st.lists(st.tuples(volumes_ml, st.floats(-20, 200)), max_size=20))
+def test_errors_of_volumes_add_up(rows):
+    t, p = zip(*rows) if rows else ((), ())
+    told = volume_errors(t, p)
+    assert told["n_used"] == len(rows) and told["n_negative"] == sum(x < 0 for x in p)
+    if rows: assert told["mae_clipped"] <= told["mae"] + 1e-9 and abs(told["bias"]) <= told["mae"] + 1e-9 <= told["rmse"] + 1e-6
+
+
+# ---------------------------------------------------------------- what is illegal gives no number, and is named
+
+TEN = np.arange(10) % 2 == 0
+ROWS = [(i % 2 == 0, .1*i, .05*i, i) for i in range(10)]
+
+
+@pytest.mark.parametrize("call, named", [
+    (lambda: auc_delong(TEN, np.where(TEN, np.nan, .5)), "missing"),
+    (lambda: auc_delong(TEN, np.ones(9)), "10 truths"),
+    (lambda: auc_delong(TEN*2, np.ones(10)), "yes and no"),
+    (lambda: auc_delong(TEN, np.ones(10), patients=[1]), "1 patients"),
+    (lambda: detection_table(made_predictions(ROWS).assign(score=1.01), choose_thresholds(made_predictions(ROWS).assign(split="validation"))), "1.01"),
+    (lambda: detection_table(made_predictions(ROWS).assign(score=np.inf), choose_thresholds(made_predictions(ROWS).assign(split="validation"))), "inf"),
+    (lambda: check_table(pd.concat([made_predictions(ROWS)]*2), "predictions"), "repeat"),
+    (lambda: agreement_table(pd.concat([made_volumes([(1., 2., 0)])]*2)), "repeat"),
+    (lambda: volume_errors([1, np.inf], [1, 2]), "infinite"),
+    (lambda: volume_errors([1, 2], ["1 mL", "2"]), "numbers"),
+    (lambda: multilabel_measures([[1, 0]], [[.5]]), "one shape"),
+    (lambda: multilabel_measures(np.zeros((3, 0)), np.zeros((3, 0))), "a column per class"),
+    (lambda: mcnemar_exact(None, None), "the first method"),
+    (lambda: mcnemar_exact([True, None], [True, False]), "None"),
+])
+def test_what_is_illegal_is_named(call, named):
+    with pytest.raises(StudyError) as told: call()
+    assert named in str(told.value) and "\n" not in str(told.value)
