@@ -409,6 +409,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ich_study.coverage.image_truth': ('coverage.html#image_truth', 'ich_study/coverage.py'),
                                     'ich_study.coverage.limit_study': ('coverage.html#limit_study', 'ich_study/coverage.py'),
                                     'ich_study.coverage.limit_truth': ('coverage.html#limit_truth', 'ich_study/coverage.py'),
+                                    'ich_study.coverage.line_study': ('coverage.html#line_study', 'ich_study/coverage.py'),
+                                    'ich_study.coverage.naive_study': ('coverage.html#naive_study', 'ich_study/coverage.py'),
                                     'ich_study.coverage.pair_study': ('coverage.html#pair_study', 'ich_study/coverage.py'),
                                     'ich_study.coverage.reader_study': ('coverage.html#reader_study', 'ich_study/coverage.py'),
                                     'ich_study.coverage.reader_truth': ('coverage.html#reader_truth', 'ich_study/coverage.py'),

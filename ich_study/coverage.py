@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'CALIBRATED', 'simulate', 'held', 'coverage_of', 'binormal_auc', 'series_study', 'series_truth',
-           'draw_images', 'image_study', 'image_truth', 'pair_study', 'calibration_study', 'icc_study', 'draw_volumes',
-           'limit_study', 'limit_truth', 'volume_study', 'volume_truth', 'skewed_study', 'growing_study',
-           'growing_truth', 'zeros_study', 'zeros_truth', 'repeated_study', 'repeated_truth', 'reader_study',
-           'reader_truth', 'Scenario', 'scenarios', 'coverage_table']
+           'draw_images', 'image_study', 'naive_study', 'image_truth', 'pair_study', 'calibration_study', 'icc_study',
+           'draw_volumes', 'limit_study', 'limit_truth', 'volume_study', 'line_study', 'volume_truth', 'skewed_study',
+           'growing_study', 'growing_truth', 'zeros_study', 'zeros_truth', 'repeated_study', 'repeated_truth',
+           'reader_study', 'reader_truth', 'Scenario', 'scenarios', 'coverage_table']
 
 # %% ../nbs/79_coverage.ipynb #042b350b
 from functools import lru_cache, partial
@@ -78,29 +78,24 @@ def series_study(
     rng:np.random.Generator,
     ill:int, # patients with haemorrhage
     healthy:int, # patients without
-    apart:float=1.6, # of the first score, in standard deviations
-    other:float=1.2, # of the second score
+    apart:float=1.6, # of the scores, in standard deviations
     sensitivity:float=.9, # 0 to 1
     specificity:float=.85, # 0 to 1
 )->dict: # name of an interval: Estimate
-    "One study of independent series: counts, an area, and the difference of two"
-    hits, alarms = int(rng.binomial(ill, sensitivity)), int(rng.binomial(healthy, 1 - specificity))
-    truth, noise = np.arange(ill + healthy) < ill, rng.normal(size=(2, ill + healthy))
-    pair = paired_auc(truth, apart*truth + noise[0], other*truth + .6*noise[0] + .8*noise[1])
+    "One study of independent series: counts and an area"
+    hits, alarms, truth = int(rng.binomial(ill, sensitivity)), int(rng.binomial(healthy, 1 - specificity)), np.arange(ill + healthy) < ill
     return {"sensitivity, Clopper-Pearson": clopper_pearson(hits, ill), "specificity, Clopper-Pearson": clopper_pearson(healthy - alarms, healthy),
             "LR+, log": likelihood_ratio(hits, ill, alarms, healthy), "LR+, score": likelihood_ratio(hits, ill, alarms, healthy, "score"),
-            "AUC, DeLong": pair.first, "difference of AUCs, paired DeLong": pair.difference}
+            "AUC, DeLong": auc_delong(truth, apart*truth + rng.normal(size=ill + healthy))}
 
 def series_truth(
-    apart:float=1.6, # of the first score, in standard deviations
-    other:float=1.2, # of the second score
+    apart:float=1.6, # of the scores, in standard deviations
     sensitivity:float=.9, # 0 to 1
     specificity:float=.85, # 0 to 1
 )->dict: # name of an interval: what it should hold
     "What the intervals of `series_study` should hold"
-    ratio, areas = sensitivity/(1 - specificity), [binormal_auc(d) for d in (apart, other)]
-    return {"sensitivity, Clopper-Pearson": sensitivity, "specificity, Clopper-Pearson": specificity, "LR+, log": ratio, "LR+, score": ratio,
-            "AUC, DeLong": areas[0], "difference of AUCs, paired DeLong": areas[0] - areas[1]}
+    ratio = sensitivity/(1 - specificity)
+    return {"sensitivity, Clopper-Pearson": sensitivity, "specificity, Clopper-Pearson": specificity, "LR+, log": ratio, "LR+, score": ratio, "AUC, DeLong": binormal_auc(apart)}
 
 # %% ../nbs/79_coverage.ipynb #3b533149
 SHOWN = .4 # of an ill patient's images show blood
@@ -133,15 +128,25 @@ def image_study(
     shared:float=.7, # share of the variance that a patient's images have in common, 0 to 1
     cut:float=.75, # called positive from here on
 )->dict: # name of an interval: Estimate
-    "One study of images: by patients, and as if images were independent"
+    "One study of images, its intervals by patients"
     truth, score, _, who = draw_images(rng, patients, ill, apart, shared)
     weights, called = _draws(patients), score >= cut
     auc, ap = (drawn_estimate(drawn, len(who)) for drawn in resampled_areas(truth, score, who, weights))
     ratio = lambda above, below: _drawn_ratio(above, below, who, weights)
     return {"AUC, DeLong clustered": auc_delong(truth, score, patients=who), "AUC, patients drawn": auc, "average precision, patients drawn": ap,
             "sensitivity, patients drawn": ratio(truth & called, truth), "specificity, patients drawn": ratio(~truth & ~called, ~truth),
-            "F1, patients drawn": ratio(2.*(truth & called), 1.*truth + called), "AUC, DeLong by image": auc_delong(truth, score),
-            "sensitivity, Clopper-Pearson by image": clopper_pearson(int((truth & called).sum()), int(truth.sum())),
+            "F1, patients drawn": ratio(2.*(truth & called), 1.*truth + called)}
+
+def naive_study(
+    rng:np.random.Generator,
+    patients:int, # how many
+    cut:float=.75, # called positive from here on
+    **how, # of `draw_images`
+)->dict: # name of an interval: Estimate
+    "The same study, as if images were independent"
+    truth, score, _, _ = draw_images(rng, patients, **how)
+    called = score >= cut
+    return {"AUC, DeLong by image": auc_delong(truth, score), "sensitivity, Clopper-Pearson by image": clopper_pearson(int((truth & called).sum()), int(truth.sum())),
             "specificity, Clopper-Pearson by image": clopper_pearson(int((~truth & ~called).sum()), int((~truth).sum()))}
 
 # %% ../nbs/79_coverage.ipynb #5ca8ce91
@@ -150,7 +155,7 @@ def image_truth(
     apart:float=1.5, # of images with blood, in standard deviations
     cut:float=.75, # called positive from here on
 )->dict: # name of an interval: what it should hold
-    "What the intervals of `image_study` should hold"
+    "What the intervals of `image_study` and `naive_study` should hold"
     cdf, part, auc = stats.norm.cdf, ill*SHOWN, binormal_auc(apart)
     precision = lambda s: part*cdf(apart - s)/(part*cdf(apart - s) + (1 - part)*cdf(-s))
     ap = integrate.quad(lambda s: stats.norm.pdf(s - apart)*precision(s), -8, apart + 8)[0]
@@ -162,13 +167,13 @@ def image_truth(
 
 # %% ../nbs/79_coverage.ipynb #611fab2c
 def pair_study(
-    rng:np.random.Generator,
-    patients:int, # how many
-    apart:float=1.5, # of images with blood, in standard deviations; 0.8 of it for the second score
-)->dict: # name of an interval: Estimate; truth: `binormal_auc(apart) - binormal_auc(.8*apart)`
-    "One study of two scores of the same images"
-    truth, score, noise, who = draw_images(rng, patients, apart=apart)
-    return {"difference of AUCs, DeLong clustered": paired_auc(truth, score, .8*apart*truth + .6*noise + .8*rng.normal(size=len(who)), patients=who).difference}
+    truth:np.ndarray, # (n,) boolean
+    noise:np.ndarray, # (n,) of a first score: standard deviation 1, mean 0
+    more:np.ndarray, # (n,) more noise, for a second score
+    patients:np.ndarray|None=None, # (n,) patient of each row; None: each row is one
+)->dict: # name of an interval: Estimate; truth: `binormal_auc(1.5) - binormal_auc(1.2)`
+    "Two scores of the same rows compared: distances 1.5 and 1.2, noise correlated by 0.6"
+    return {"difference of AUCs, paired DeLong": paired_auc(truth, 1.5*truth + noise, 1.2*truth + .6*noise + .8*more, patients=patients).difference}
 
 def calibration_study(
     rng:np.random.Generator,
@@ -234,12 +239,19 @@ def volume_study(
     truth:np.ndarray, # (n,) volumes
     predicted:np.ndarray, # (n,)
 )->dict: # name of an interval: Estimate
-    "All that is said about one study of measured volumes"
+    "Agreement and correlation of one study of measured volumes"
     mae = drawn_estimate(_draws(len(truth))@np.abs(predicted - truth)/len(truth), len(truth))
     return limit_study(truth, predicted) | icc_study(truth, predicted) | {
         "mean absolute error, patients drawn": mae, "Pearson's r, Fisher": correlation(truth, predicted), "CCC, Lin": ccc(truth, predicted),
-        "Spearman's rho, Bonett and Wright": correlation(truth, predicted, "spearman"), "Deming's slope, jackknife": deming(truth, predicted)["slope"],
-        "Passing and Bablok's slope": passing_bablok(truth, predicted)["slope"], "slope on the mean, least squares": proportional_bias(truth, predicted)["slope"]}
+        "Spearman's rho, Bonett and Wright": correlation(truth, predicted, "spearman")}
+
+def line_study(
+    truth:np.ndarray, # (n,) volumes
+    predicted:np.ndarray, # (n,)
+)->dict: # name of an interval: Estimate
+    "Slopes of one study of measured volumes"
+    return {"Deming's slope, jackknife": deming(truth, predicted)["slope"], "Passing and Bablok's slope": passing_bablok(truth, predicted)["slope"],
+            "slope on the mean, least squares": proportional_bias(truth, predicted)["slope"]}
 
 def volume_truth(
     bias:float=2., # mL that the measurement is too high
@@ -247,7 +259,7 @@ def volume_truth(
     sd:float=12., # mL, of the volumes
     error:float=4., # mL, of reference and measurement
 )->dict: # name of an interval: what it should hold
-    "What the intervals of `volume_study` should hold"
+    "What the intervals of `volume_study` and `line_study` should hold"
     wide, r, agree = np.sqrt(2)*error, sd**2/(sd**2 + error**2), sd**2/(sd**2 + error**2 + bias**2/2 + raters**2)
     mae = wide*np.sqrt(2/np.pi)*np.exp(-(bias/wide)**2/2) + bias*(1 - 2*stats.norm.cdf(-bias/wide))
     return limit_truth(bias, wide) | {
@@ -345,18 +357,22 @@ def scenarios()->list: # of Scenario
     "All populations that are looked at"
     volumes = lambda of, **how: lambda rng: of(*draw_volumes(rng, **how))
     bad = lambda name, draw, truth, *words: _scenario(name, draw, _only(truth, *words), "", .25)
-    apart, wide = {"difference of AUCs, DeLong clustered": binormal_auc(1.5) - binormal_auc(1.2)}, 4*np.sqrt(2)
+    apart, wide = {"difference of AUCs, paired DeLong": binormal_auc(1.5) - binormal_auc(1.2)}, 4*np.sqrt(2)
+    def images(rng): return (lambda truth, _, noise, who: pair_study(truth, noise, rng.normal(size=len(who)), who))(*draw_images(rng, 150))
     return [
         _scenario("series: 60 ill, 140 healthy", partial(series_study, ill=60, healthy=140), series_truth()),
-        _scenario("images: 300 patients", partial(image_study, patients=300), image_truth(), "by image"),
-        _scenario("images: 150 patients, two scores", partial(pair_study, patients=150), apart, part=.25),
+        _scenario("series: 60 ill, 140 healthy, two scores", lambda rng: pair_study(np.arange(200) < 60, *rng.normal(size=(2, 200))), apart, part=.5),
+        _scenario("images: 300 patients", partial(image_study, patients=300), _only(image_truth(), "drawn", "clustered")),
+        _scenario("images: 150 patients, two scores", images, apart, part=.25),
         _scenario("images: 100 patients, probabilities", partial(calibration_study, patients=100), CALIBRATED, "by image", .25),
         _scenario("three readers: 200 patients", partial(reader_study, patients=200), reader_truth(), part=.5),
-        _scenario("volumes: 60 patients", volumes(volume_study, patients=60, bias=0.), volume_truth(bias=0.)),
+        _scenario("volumes: 60 patients", volumes(volume_study, patients=60, bias=0.), {k: v for k, v in volume_truth(bias=0.).items() if "slope" not in k}),
+        _scenario("volumes: 60 patients, lines", volumes(line_study, patients=60), _only(volume_truth(), "slope"), part=.5),
         _scenario("volumes: 300 patients, bias 2 mL", volumes(limit_study, patients=300), limit_truth(2, wide)),
         _scenario("volumes: 20 patients, bias 2 mL", volumes(limit_study, patients=20), limit_truth(2, wide)),
         _scenario("volumes: 60 patients, 1 to 4 series", partial(repeated_study, patients=60), repeated_truth(), part=.5),
         _scenario("errors grow with the volume: 100 patients", partial(growing_study, patients=100), _only(growing_truth(), "ratio"), part=.5),
+        bad("images: 300 patients, taken for independent", partial(naive_study, patients=300), image_truth(), "by image"),
         bad("series: 20 ill, 40 healthy", partial(series_study, ill=20, healthy=40), series_truth(), "AUC, DeLong", "LR+, log"),
         bad("series: 20 ill, 60 healthy, AUC 0.98", partial(series_study, ill=20, healthy=60, apart=2.9), series_truth(apart=2.9), "AUC, DeLong"),
         bad("images: 20 patients, 8 of them ill", partial(image_study, patients=20), image_truth(), "drawn", "clustered"),
