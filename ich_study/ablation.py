@@ -14,9 +14,9 @@ import pandas as pd
 from statsmodels.stats.power import TTestPower
 
 from .agreement import measured_rows
-from .comparison import SWAPS, area_measure, holm, paired_changes, paired_difference, volume_measures
+from .comparison import SWAPS, holm, paired_changes, paired_difference, volume_measures
 from .estimates import FEW_DEFINED
-from .resampling import RESAMPLES, draw_patients
+from .resampling import RESAMPLES, area_measure
 from .schema import LABELS, STATISTICS, StudyError, check_table
 from .units import scored_rows
 

@@ -58,9 +58,9 @@ def area_covariance(
 # %% ../nbs/72_areas.ipynb #ff55d05e
 NO_VARIANCE = "no variance: the classes lie fully apart, or all scores are alike; the interval is no interval"
 
-def _interval(value:float, variance:float, n:int, method:str, level:float, lowest:float, **more)->Estimate:
+def _interval(value:float, variance:float, n:int, method:str, level:float, **more)->Estimate:
     half = stats.norm.ppf((1 + level)/2)*np.sqrt(max(variance, 0))
-    return Estimate(float(value), max(lowest, float(value - half)), min(1., float(value + half)), int(n), method, **more)
+    return Estimate(float(value), float(value - half), float(value + half), int(n), method, **more)
 
 def auc_delong(
     truth:np.ndarray, # (n,) boolean
@@ -75,7 +75,8 @@ def auc_delong(
     if truth.all() or not truth.any(): return undefined(n, "only one class is present", method)
     (value,), ((variance,),) = area_covariance(truth, [score], patients)
     if not np.isfinite(variance): return Estimate(float(value), np.nan, np.nan, n, method, "one positive or one negative: no variance")
-    return _interval(value, variance, n, method, level, 0., reason="" if variance > 1e-15 else NO_VARIANCE)
+    found = _interval(value, variance, n, method, level, reason="" if variance > 1e-15 else NO_VARIANCE)
+    return found._replace(low=max(0., found.low), high=min(1., found.high))
 
 # %% ../nbs/72_areas.ipynb #c9bd87f8
 def average_precision(
@@ -84,7 +85,7 @@ def average_precision(
 )->float: # NaN without a positive
     "Area under the precision-recall steps"
     truth, (score,) = _checked(truth, score)
-    return float(average_precision_score(truth, score)) if truth.any() else np.nan
+    return float(average_precision_score(truth, stats.rankdata(score, "dense"))) if truth.any() else np.nan  # ranks, since scores may be infinite
 
 def fast_auc(
     truth:np.ndarray, # (n,) boolean
@@ -122,5 +123,5 @@ def paired_auc(
         gap = Estimate(difference, np.nan, np.nan, n, method, "no variance: the two rank all rows alike, or each fully", p=1. if same else np.nan)
         return PairedAreas(one, two, gap, 0., float(table[0, 1]), np.nan)
     z = difference/np.sqrt(variance)
-    found = _interval(difference, variance, n, method, level, -1., p=float(2*stats.norm.sf(abs(z))))
+    found = _interval(difference, variance, n, method, level, p=float(2*stats.norm.sf(abs(z))))
     return PairedAreas(one, two, found, variance, float(table[0, 1]), float(z))

@@ -72,12 +72,17 @@ def _cache(a):
 
 def _folds(a):
     from ich_study.cohort import load_series_table
-    from ich_study.folds import fold_table, make_folds, save_folds
-    series = load_series_table(a.index)
-    folds = make_folds(series, a.k, a.seed, tuple(a.accept))
-    save_folds(folds, a.out)
-    print(fold_table(folds, series).to_string())
-    print(f"folds: {a.out}")
+    from ich_study.folds import fold_proof, fold_table, hold_out, make_folds, save_folds, save_held_out
+    from ich_study.schema import StudyError
+    series, away = load_series_table(a.index), a.out.with_name("held_out.csv")
+    if a.out.name == away.name: raise StudyError(f"{away.name} is where those held out are listed; give the folds another name")
+    rest, held = (series, series[:0]) if a.held_out is None else hold_out(series, a.held_out, a.seed)
+    folds = make_folds(rest, a.k, a.seed, tuple(a.accept))
+    proof = fold_proof(folds, rest.patient, held.patient)
+    save_held_out(held, away), save_folds(folds, a.out)
+    print(fold_table(folds, rest).to_string(), proof.to_string(), sep="\n\n")
+    print(f"\nno patient stands in two parts of a fold, and each of {proof.patients['all']} is tested once: {a.out}")
+    if len(held): print(f"{held.patient.nunique()} of {series.patient.nunique()} patients are held out, and in no fold: {away}")
 
 # %% ../nbs/99_cli.ipynb #1f002542
 def _run(a):
@@ -174,9 +179,10 @@ def _data_commands(sub):
          _arg("--size", type=_whole(8), metavar="PX", help="side of the images (default 256, or what the file says)"),
          _arg("--verify", action="store_true", help="read all bytes afterwards and name every image that has changed"), _WORKERS,
          _arg("--scheduler", default="", metavar="ADDRESS", help="a Dask scheduler whose workers see the same files, as tcp://host:8786"))
-    _add(sub, "folds", _folds, "deal patients into folds", "folds index.parquet --k 5 --out folds.csv", _INDEX,
+    _add(sub, "folds", _folds, "deal patients into folds, and prove that they do not overlap", "folds index.parquet --k 5 --held-out 0.2", _INDEX,
          _arg("--k", type=_whole(2), default=5, metavar="K", help="folds (default %(default)s)"), _arg("--seed", type=_whole(0), default=17, metavar="S"),
          _arg("--accept", nargs="*", default=[], metavar="CLASS", help="classes that may have fewer patients than folds"),
+         _arg("--held-out", type=float, metavar="SHARE", help="patients to hold out first, as 0.2, for a last test; listed in held_out.csv beside the folds"),
          _arg("--out", type=Path, default=Path("folds.csv"), metavar="FOLDS.csv", help="default %(default)s"))
 
 # %% ../nbs/99_cli.ipynb #aa31c5f0

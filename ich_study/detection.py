@@ -46,7 +46,7 @@ def multilabel_measures(
 )->dict: # ap_per_class, ap_macro, ap_micro, ap_weighted, n_undefined_ap, the same for auc
     "Areas of a multi-label table, per class and averaged"
     truth, score = np.asarray(truth, float), np.asarray(score, float)
-    if truth.ndim != 2 or truth.shape != score.shape: raise StudyError(f"truth and score should be tables of one shape, but are {truth.shape} and {score.shape}")
+    if truth.ndim != 2 or truth.shape != score.shape or not truth.shape[1]: raise StudyError(f"truth and score should be tables of one shape with a column per class, but are {truth.shape} and {score.shape}")
     if not np.isin(truth[~np.isnan(truth)], (0, 1)).all(): raise StudyError("truth should hold 0, 1 or nothing, but holds other numbers")
     known = [~np.isnan(t) & ~np.isnan(s) for t, s in zip(truth.T, score.T)]
     parts = [(t[k].astype(bool), s[k], np.zeros(k.sum(), int)) for t, s, k in zip(truth.T, score.T, known)]

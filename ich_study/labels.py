@@ -262,5 +262,6 @@ def reader_agreement(
     for label, readings in _readings(reads)[1].items():
         found = fleiss(readings)
         kappa, low, high, series, _, reason, _ = found.kappa
-        rows.append((label, kappa, low, high, found.agreement, found.specific.get(1, np.nan), votes[label].sum(), series, apart[label].sum(), found.readers, reason or None))
+        positive, counts = found.specific.get(1, np.nan), (votes[label].sum(), series, apart[label].sum(), found.readers)
+        rows.append((label, kappa, low, high, found.agreement, positive, *counts, reason or None))
     return pd.DataFrame(rows, columns=_AGREEMENT)

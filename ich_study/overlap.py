@@ -18,7 +18,8 @@ def _mask(mask, name:str)->np.ndarray:
     except ValueError: raise StudyError(f"the {name} mask is no array: its rows differ in length") from None
     if mask.dtype == bool: return mask
     odd = f"the type {mask.dtype}" if mask.dtype.kind not in "iuf" else next(iter(mask[(mask != 0) & (mask != 1)].tolist()), None)
-    if odd is not None: raise StudyError(f"the {name} mask should hold 0 and 1, or False and True, and this one holds {odd}; cut scores or fractions at a threshold first")
+    if odd is not None:
+        raise StudyError(f"the {name} mask should hold 0 and 1, or False and True, and this one holds {odd}; cut scores or fractions at a threshold first")
     return mask == 1
 
 def _two_masks(first, second, names:tuple)->tuple:
@@ -54,7 +55,8 @@ def _distances(predicted:np.ndarray, reference:np.ndarray, spacing:np.ndarray)->
     p, r = map(_surface, _cropped(predicted, reference))
     there, back = _way_mm(p, r, spacing), _way_mm(r, p, spacing)
     both = np.concatenate([there, back])
-    found = {"hd_mm": both.max(), "hd95_max_mm": max(np.percentile(there, 95), np.percentile(back, 95)), "hd95_pooled_mm": np.percentile(both, 95), "assd_mm": both.mean()}
+    found = {"hd_mm": both.max(), "hd95_max_mm": max(np.percentile(there, 95), np.percentile(back, 95)),
+             "hd95_pooled_mm": np.percentile(both, 95), "assd_mm": both.mean()}
     return {name: float(mm) for name, mm in found.items()}
 
 # %% ../nbs/19_overlap.ipynb #61f6147d

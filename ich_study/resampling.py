@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RESAMPLES', 'DRAWN', 'NO_WIDTH', 'BLOCK', 'draw_patients', 'resampled_sums', 'resampled_ratios', 'drawn_estimate',
-           'drawn_rows', 'cluster_bootstrap', 'resampled_areas']
+           'drawn_rows', 'cluster_bootstrap', 'resampled_areas', 'mean_measure', 'median_measure', 'spread_measure',
+           'area_measure', 'rows_measure']
 
 # %% ../nbs/71_resampling.ipynb #bd044e74
 import numpy as np
@@ -50,7 +51,7 @@ def resampled_ratios(
 
 # %% ../nbs/71_resampling.ipynb #62f8725b
 DRAWN = f"{RESAMPLES:,} draws of patients"
-NO_WIDTH = "every draw gives the same number: no interval"
+NO_WIDTH = "every draw gives the same number; the interval is no interval"
 
 def drawn_estimate(
     drawn:np.ndarray, # (1 + resamples,) a statistic, of the observed patients first; NaN where undefined
@@ -63,8 +64,7 @@ def drawn_estimate(
     drawn = np.asarray(drawn, float)
     if np.isnan(drawn[0]): return undefined(n, reason, method)
     low, high = percentiles(drawn[1:], level)
-    if low == high: return Estimate(float(drawn[0]), np.nan, np.nan, int(n), method, NO_WIDTH)
-    return Estimate(float(drawn[0]), low, high, int(n), method, FEW_DEFINED if np.isnan(low) else "")
+    return Estimate(float(drawn[0]), low, high, int(n), method, FEW_DEFINED if np.isnan(low) else NO_WIDTH if low == high else "")
 
 # %% ../nbs/71_resampling.ipynb #22a618c3
 def drawn_rows(
@@ -123,7 +123,57 @@ def resampled_areas(
     if code.size and not 0 <= code.min() <= code.max() < weights.shape[1]: raise StudyError(f"a row belongs to group {code.max()}, but there are weights for {weights.shape[1]}")
     if weights.size and weights.min() < 0: raise StudyError("a group cannot count less than zero times")
     order = np.argsort(-score, kind="stable")
-    last = np.r_[np.diff(score[order]) != 0, True][:len(order)]
+    last = np.r_[score[order][1:] != score[order][:-1], True][:len(order)]
     sorted_rows, (auc, ap) = (code[order].astype(np.int64), truth[order], last), np.empty((2, len(weights)))
     for at in (slice(i, i + BLOCK) for i in range(0, len(weights), BLOCK)): _passes(*sorted_rows, np.ascontiguousarray(weights[at].T, float), auc[at], ap[at])
     return auc, ap
+
+# %% ../nbs/71_resampling.ipynb #0a0db0e4
+def mean_measure(
+    values:np.ndarray, # (n,) numbers or booleans to average
+    among:np.ndarray|None=None, # (n,) boolean: rows that count; None: all
+): # measure
+    "The mean of numbers"
+    values = np.asarray(values, float)
+    among = np.ones(len(values)) if among is None else np.asarray(among, float)
+    return lambda code, weights: resampled_ratios(resampled_sums(values*among, code, weights), resampled_sums(among, code, weights))
+
+def median_measure(
+    values:np.ndarray, # (n,) numbers
+): # measure
+    "The median of numbers"
+    order = np.argsort(np.asarray(values, float), kind="stable")
+    ordered = np.asarray(values, float)[order]
+    def medians(code, weights):
+        if not len(ordered): return np.full(len(weights), np.nan)
+        below = weights[:, code[order]].cumsum(1)
+        total = below[:, -1]
+        middle = [ordered[np.minimum((below > at[:, None]).argmax(1), len(ordered) - 1)] for at in ((total - 1)//2, total//2)]
+        return np.where(total > 0, (middle[0] + middle[1])/2, np.nan)
+    return medians
+
+def spread_measure(
+    differences:np.ndarray, # (n,) measured minus true (mL)
+): # measure of the width of the limits of agreement
+    "2 x 1.96 standard deviations of differences"
+    d = np.asarray(differences, float) - np.mean(differences)  # centred, so that squares lose no digits
+    def width(code, weights):
+        n, total, square = (resampled_sums(x, code, weights) for x in (np.ones(len(d)), d, d**2))
+        return 2*1.96*np.sqrt(resampled_ratios(np.maximum(square - resampled_ratios(total**2, n), 0), n - 1))
+    return width
+
+# %% ../nbs/71_resampling.ipynb #ccc1d6c2
+def area_measure(
+    truth:np.ndarray, # (n,) boolean
+    score:np.ndarray, # (n,)
+    kind:str="auc", # or "ap"
+): # measure
+    "The area under the ROC curve, or the average precision"
+    if kind not in ("auc", "ap"): raise StudyError(f"no area is called {kind!r}; there are auc and ap")
+    return lambda code, weights: resampled_areas(truth, score, code, weights)[kind == "ap"]
+
+def rows_measure(
+    statistic, # function of (rows,) positions
+): # measure
+    "Any statistic of rows, computed afresh for each weighting"
+    return lambda code, weights: np.array([statistic(at) for at in drawn_rows(code, weights)])

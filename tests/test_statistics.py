@@ -1,15 +1,17 @@
-"""The statistics against published numbers, and at the edges where libraries go wrong; golden cases are in `test_golden`."""
+"""Areas, paired comparisons and the statistics tables; golden cases are in `test_golden`, single rungs in tests of their names."""
 import numpy as np
 import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 from scipy import stats
 
-from ich_study.agreement import agreement_table, band_table, bland_altman, ccc, correlation, pairs
-from ich_study.comparison import compare_table, holm, mcnemar_exact, paired_auc, paired_bootstrap
-from ich_study.detection import (PROPORTIONS, apply_thresholds, auc_delong, average_precision, choose_thresholds, clopper_pearson, confusion_counts, detection_table,
-                                 fast_auc, fold_table, unit_rows)
+from ich_study.agreement import agreement_table, band_table, call_table, volume_errors
+from ich_study.areas import auc_delong, average_precision, fast_auc, paired_auc
+from ich_study.comparison import compare_table, holm, mcnemar_exact, mean_measure, paired_difference
+from ich_study.counts import PROPORTIONS
+from ich_study.detection import detection_table, fold_table
 from ich_study.schema import LABELS, StudyError, check_table
+from ich_study.units import apply_thresholds, choose_thresholds, unit_rows
 
 RUN = dict(analysis="demo", model="bhcnet", recipe="plain", variant="base", seed=17, fold=0, split="test", dataset="demo")
 
@@ -39,41 +41,6 @@ def pick(table, metric, column="value", **where):
     found = table[(table.metric == metric) & np.logical_and.reduce([np.ones(len(table), bool)] + [(table[k] == v).to_numpy() for k, v in where.items()])]
     assert len(found) == 1, (metric, where, len(found))
     return found[column].iloc[0]
-
-
-def calls_of(row):
-    """Truth and call of every unit behind four cells."""
-    truth = np.repeat([True, False, True, False], [row["tp"], row["fp"], row["fn"], row["tn"]])
-    return truth, np.repeat([True, True, False, False], [row["tp"], row["fp"], row["fn"], row["tn"]])
-
-
-# ---------------------------------------------------------------- published numbers
-
-# Peak expiratory flow by a large and a mini Wright meter, 17 people: Bland and Altman, Lancet 1986; 1:307
-LARGE = [494, 395, 516, 434, 476, 557, 413, 442, 650, 433, 417, 656, 267, 478, 178, 423, 427]
-MINI = [512, 430, 520, 428, 500, 600, 364, 380, 658, 445, 432, 626, 260, 477, 259, 350, 451]
-
-
-def test_limits_of_bland_and_altman_1986():
-    found = bland_altman(MINI, LARGE)
-    assert_allclose([*found.bias, found.sd], [-2.1, -22.0, 17.8, 38.8], atol=.06)
-    assert round(correlation(MINI, LARGE)[0], 2) == .94
-    # the paper's limits are two SD from the bias and sqrt(3/n) SD is their standard error: half width t(16) x 16.3 l/min
-    assert_allclose((found.lower_approximate[1] - found.lower_approximate[0])/2, 2.12*38.8*np.sqrt(3/17), rtol=2e-3)
-
-
-@pytest.mark.parametrize("k, low, high", [(0, 0, .3085), (1, .0025, .4450), (2, .0252, .5561), (5, .1871, .8129)])
-def test_exact_binomial_table_of_ten(k, low, high):
-    assert_allclose(clopper_pearson(k, 10), (k/10, low, high), atol=5e-5)
-    assert_allclose(clopper_pearson(10 - k, 10), (1 - k/10, 1 - high, 1 - low), atol=5e-5)
-
-
-# Examiners 1 and 2 of Simel, Rennie and Bossuyt, J Gen Intern Med 2008; 23:768: sensitivity and specificity
-@pytest.mark.parametrize("cells, sensitivity, specificity", [((20, 15, 10, 55), .67, .79), ((15, 5, 8, 52), .65, .91)])
-def test_examiners_of_the_stard_paper(cells, sensitivity, specificity):
-    c = confusion_counts(*calls_of(dict(zip(("tp", "fp", "fn", "tn"), cells))))
-    assert tuple(c.values()) == cells
-    assert_allclose([c["tp"]/(c["tp"] + c["fn"]), c["tn"]/(c["tn"] + c["fp"])], [sensitivity, specificity], atol=.005)
 
 
 # ---------------------------------------------------------------- definitions, computed another way
@@ -114,27 +81,16 @@ def test_paired_difference_of_an_independent_pair_adds_variances():
     truth = np.arange(4000) < 2000
     a, b = rng.normal(truth, 1), rng.normal(.5*truth, 1)
     half = [(auc_delong(truth, s)[2] - auc_delong(truth, s)[1])/2 for s in (a, b)]
-    value, low, high, p, _ = paired_auc(truth, a, b)
-    assert_allclose((high - low)/2, np.hypot(*half), rtol=.05)
-    assert_allclose(p, 2*stats.norm.sf(value/((high - low)/2/stats.norm.ppf(.975))), rtol=1e-6)
-
-
-def test_concordance_is_one_minus_the_share_of_expected_disagreement():
-    x, y = np.array(MINI, float), np.array(LARGE, float)
-    assert_allclose(ccc(x, y)[0], 1 - np.mean((x - y)**2)/np.mean((x[:, None] - y)**2))
-
-
-def test_spearman_interval_is_that_of_bonett_and_wright():
-    x, y = np.array(MINI, float), np.array(LARGE, float)
-    r, low, high, _ = correlation(x, y, "spearman")
-    assert_allclose(r, stats.spearmanr(x, y).statistic)
-    assert_allclose(np.arctanh([low, high]), np.arctanh(r) + np.array([-1, 1])*stats.norm.ppf(.975)*np.sqrt((1 + r**2/2)/14))
+    found = paired_auc(truth, a, b).difference
+    assert_allclose((found.high - found.low)/2, np.hypot(*half), rtol=.05)
+    assert_allclose(found.p, 2*stats.norm.sf(found.value/((found.high - found.low)/2/stats.norm.ppf(.975))), rtol=1e-6)
 
 
 def test_exact_mcnemar_is_a_sign_test():
     a, b = np.repeat([1, 0, 1, 0], [4, 7, 9, 3]).astype(bool), np.repeat([1, 1, 0, 0], [4, 7, 9, 3]).astype(bool)
-    assert mcnemar_exact(a, b)[:2] == (9, 7)
-    assert_allclose(mcnemar_exact(a, b)[2], stats.binomtest(7, 16).pvalue)
+    found = mcnemar_exact(a, b)
+    assert (found.only_first, found.only_second) == (9, 7)
+    assert_allclose(found.p, stats.binomtest(7, 16).pvalue)
 
 
 def test_holm_leaves_missing_tests_out():
@@ -161,7 +117,7 @@ def held_out(): return choose_thresholds(made_up(seed=1, split="validation"))
 @pytest.mark.parametrize("unit", ["series", "image", "patient"])
 def test_detection_table_is_complete_and_explains_its_gaps(unit):
     table = check_table(detection_table(made_up(), held_out(), unit=unit), "statistics")
-    assert set(table.subtype) == {*LABELS, "all subtypes"} and {*PROPORTIONS, "f1", "auc", "ap", "brier"} <= set(table.metric)
+    assert set(table.subtype) == {*LABELS, "all subtypes", "all labels"} and {*PROPORTIONS, "f1", "auc", "ap", "brier"} <= set(table.metric)
     assert table.reason[table.value.isna()].notna().all()
     assert (table.low.isna() | ((table.low <= table.value + 1e-9) & (table.value <= table.high + 1e-9))).all()
     assert np.isnan(pick(table, "auc", subtype="intraventricular")) and np.isnan(pick(table, "ap", subtype="intraventricular"))
@@ -170,8 +126,8 @@ def test_detection_table_is_complete_and_explains_its_gaps(unit):
 
 def test_every_missing_interval_says_why():
     for table in (detection_table(made_up(), held_out()), fold_table(made_up()), agreement_table(volumes_of([0, 1, 2, 3, 5, 40], [0, 1, 2, 3, 5, 40])),
-                  agreement_table(volumes_of([0, 3], [1, 2])), band_table(volumes_of([0, 3, 70], [1, 2, 60])), compare_table(made_up(), volumes_of([0, 3], [1, 2]))):
-        assert table.reason[table.low.isna() | table.value.isna()].notna().all(), table[table.low.isna() & table.reason.isna()]
+                  agreement_table(volumes_of([0, 3], [1, 2])), band_table(volumes_of([0, 3, 70], [1, 2, 60])), compare_table(*recipes())):
+        assert len(table) and table.reason[table.low.isna() | table.value.isna()].notna().all(), table[table.low.isna() & table.reason.isna()]
 
 
 def test_no_thresholds_no_calls():
@@ -260,7 +216,7 @@ def test_comparison_is_the_difference_of_the_two_tables():
 def test_comparison_keeps_seeds_and_variants_apart():
     predictions, volumes = (pd.concat(t) for t in zip(recipes(), recipes(seed=18), recipes(variant="wide")))
     table = compare_table(predictions, volumes)
-    assert len(table) == 6 and set(zip(table.seed, table.variant)) == {(17, "base"), (18, "base"), (17, "wide")}
+    assert len(table) == 18 and set(zip(table.seed, table.variant)) == {(17, "base"), (18, "base"), (17, "wide")}
 
 
 def test_comparison_refuses_validation_rows():
@@ -272,7 +228,7 @@ def test_comparison_of_a_pair_does_not_depend_on_a_third():
     predictions, volumes = recipes()
     third = [t[t.recipe == "plain"].assign(recipe="none yet").head(12) for t in (predictions, volumes)]
     table = compare_table(pd.concat([predictions, third[0]]), pd.concat([volumes, third[1]]))
-    assert table.n[(table["first"] == "plain") & (table["second"] == "paper")].tolist() == [40, 40]
+    assert table.n[(table["first"] == "plain") & (table["second"] == "paper")].tolist() == [40]*6
 
 
 def test_comparison_without_a_shared_series_has_a_reason():
@@ -282,12 +238,70 @@ def test_comparison_without_a_shared_series_has_a_reason():
     assert np.isnan(row.value) and row.n == 0 and row.reason
 
 
-def test_bootstrap_of_patients_never_gives_p_zero():
-    assert 0 < paired_bootstrap(np.full(20, 2.), np.full(20, 1.), np.arange(20))[3] < .01
+def test_swapping_patients_never_gives_p_zero():
+    assert 0 < paired_difference(mean_measure(np.repeat([2., 1.], 20)), np.arange(20)).difference.p < .01
 
 
-@pytest.mark.parametrize("call", [lambda: clopper_pearson(3, 2), lambda: clopper_pearson(.5, 2), lambda: confusion_counts([1], [1, 0]), lambda: auc_delong([1, 0], [.1, np.nan]), lambda: pairs([1, 2], [1]),
-                                  lambda: correlation([1, 2, 3], [1, 2, 3], "kendall"), lambda: paired_auc([1, 0], [.1, .2], [.1]), lambda: mcnemar_exact([1], [1, 0]), lambda: unit_rows(made_up(), "voxel"),
+def test_roles_are_those_of_the_study_file():
+    predictions, volumes = recipes()
+    both = [pd.concat([t, t.assign(model="cnn_lstm")]) for t in (predictions, volumes)]
+    declared = dict(endpoint="mae_ml", over="recipe", of=["paper", "plain"], model="cnn_lstm")
+    table = compare_table(*both, family=("cnn_lstm",), primary=declared)
+    role = table.set_index(["fixed", "metric"]).role
+    assert role["cnn_lstm", "mae difference (mL)"] == "primary" and set(role["bhcnet"]) == {"explored"} and role["cnn_lstm", "auc difference"] == "family"
+    assert table.p_holm[table.role == "family"].notna().all() and table.p_holm[table.role != "family"].isna().all()
+    models = compare_table(*both, over="model", family=("bhcnet", "cnn_lstm"))
+    for _, g in models.groupby("metric"): assert set(g.role) == {"family"} and np.allclose(g.p_holm, holm(g.p.to_numpy()))
+
+
+def test_sensitivity_at_a_wanted_specificity_comes_from_validation():
+    specific = choose_thresholds(made_up(seed=1, split="validation"), "specificity")
+    table = detection_table(made_up(), held_out(), specific=specific)
+    called = apply_thresholds(made_up(), specific)
+    mine = called[called.image.isna() & (called.subtype == "any")]
+    assert_allclose(pick(table, "specificity_at_specificity", subtype="any"), 1 - mine.called[~mine.truth.astype(bool)].mean())
+    assert_allclose(pick(table, "sensitivity_at_specificity", subtype="any"), mine.called[mine.truth.astype(bool)].mean())
+
+
+def test_an_accepted_class_is_marked_and_has_no_fold_of_its_own():
+    rows = made_up()
+    table, folds = detection_table(rows, held_out(), accepted=("epidural",)), fold_table(rows, accepted=("epidural",))
+    assert table.method[(table.subtype == "epidural") & (table.metric == "auc")].str.contains("fewer patients than folds").all()
+    assert not table.method[table.subtype == "any"].str.contains("fewer patients").any() and "epidural" not in set(folds.subtype)
+
+
+def test_images_are_judged_with_their_patients():
+    """Thirty alike images of each patient are no more evidence than one."""
+    rng, rows = np.random.default_rng(3), []
+    for p in range(40):
+        score = float(np.clip(rng.normal(.4 + .2*(p % 2), .2), 0, 1))
+        for label in LABELS:
+            rows += [dict(patient=f"p{p}", series=f"s{p}", image=i if i is None else f"s{p}i{i}", subtype=label, truth=p % 2 == 1, score=score) for i in (None, *range(30))]
+    rows = check_table(pd.DataFrame(rows).assign(**RUN), "predictions")
+    series, images = detection_table(rows, held_out()), detection_table(rows, held_out(), unit="image")
+    width = lambda t, m: pick(t, m, "high", subtype="any") - pick(t, m, "low", subtype="any")
+    for metric in ("auc", "ap", "sensitivity", "brier"):
+        assert_allclose(pick(images, metric, subtype="any"), pick(series, metric, subtype="any"), atol=1e-9)
+        assert width(images, metric) > .8*width(series, metric), metric
+
+
+@pytest.mark.parametrize("truth, predicted", [([], []), ([1], [2]), ([0, 0], [1, 2]), ([3, 3, 3], [3, 3, 3]), ([0, 0, 0], [0, 0, 0]), ([1, 2, 3, 40], [0, 0, 0, 0]), ([5, 5, 5, 5], [1, 2, 3, 4]), ([0, 31, 29, 30], [-1, 30, 31, None])])
+def test_few_or_flat_volumes_have_reasons_and_raise_nothing(truth, predicted):
+    volumes = volumes_of(truth, predicted)
+    for table in (agreement_table(volumes), band_table(volumes), agreement_table(volumes.assign(patient="one"))):
+        assert (table.n >= 0).all() and table.reason[table.value.isna() | table.low.isna()].notna().all()
+    found = volume_errors(numbers(truth), numbers(predicted))
+    assert found["n_used"] + found["n_missing"] == found["n_total"] == len(truth)
+
+
+def test_calls_by_size_of_patients_with_two_series_are_drawn():
+    truth = [0, 0, 3, 3, 40, 40]
+    scored = predictions_of([v > 0 for v in truth], [.1, .6, .2, .9, .9, .9]).assign(patient=[f"p{i//2}" for i in range(6)])
+    table = call_table(scored.assign(called=scored.score >= .5), volumes_of(truth, truth))
+    assert table.reason.notna().all() and (table.low == table.high).all()  # one patient per band
+
+
+@pytest.mark.parametrize("call", [lambda: auc_delong([1, 0], [.1, np.nan]), lambda: volume_errors([1, 2], [1]), lambda: detection_table(made_up(), held_out(), accepted=("blood",)), lambda: paired_auc([1, 0], [.1, .2], [.1]), lambda: mcnemar_exact([1], [1, 0]), lambda: unit_rows(made_up(), "voxel"),
                                   lambda: choose_thresholds(made_up()), lambda: compare_table(*recipes(), over="fold"), lambda: agreement_table(volumes_of([1], [1]).drop(columns="truth_ml"))])
 def test_wrong_input_is_told_in_one_line(call):
     with pytest.raises(StudyError) as told: call()

@@ -215,7 +215,7 @@ def mcnemar_tests(i):
     if "table" in i:
         (_, b), (c, _) = i["table"]
         found = mcnemar_table(b, c)
-    else: found = mcnemar_exact(first_of(i, ("a", "first", "a_correct"), None), first_of(i, ("b", "second", "b_correct"), None))
+    else: found = mcnemar_exact(i["a"], i["b"])  # right or wrong, one by one
     b, c = found.only_first, found.only_second
     return {"p_exact": found.p, "chi2_cc": found.chi2, "p_cc": found.p_chi2, "b": b, "c": c, "n_discordant": b + c}
 
