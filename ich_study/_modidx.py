@@ -60,6 +60,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'ich_study.anatomy.ventricle_distance': ('anatomy.html#ventricle_distance', 'ich_study/anatomy.py')},
             'ich_study.areas': { 'ich_study.areas.PairedAreas': ('areas.html#pairedareas', 'ich_study/areas.py'),
                                  'ich_study.areas._checked': ('areas.html#_checked', 'ich_study/areas.py'),
+                                 'ich_study.areas._codes': ('areas.html#_codes', 'ich_study/areas.py'),
                                  'ich_study.areas._interval': ('areas.html#_interval', 'ich_study/areas.py'),
                                  'ich_study.areas._placements': ('areas.html#_placements', 'ich_study/areas.py'),
                                  'ich_study.areas.area_covariance': ('areas.html#area_covariance', 'ich_study/areas.py'),

@@ -81,9 +81,10 @@ def _moment_draws(t, p, draws)->dict:
     n = resampled_sums(np.ones(len(t)), *draws)
     mean = lambda x: resampled_sums(x, *draws)/n
     t, p = t - t.mean(), p - t.mean()
-    bias, both = mean(p - t), mean(t*p) - mean(t)*mean(p)
-    vt, vp = (np.where(v > 1e-12*(x**2).max(), v, 0) for x, v in ((x, mean(x**2) - mean(x)**2) for x in (t, p)))  # what is lost in rounding is no spread
-    vm, vd = np.maximum(vt + vp + 2*both, 0)/4, np.maximum(vt + vp - 2*both, 0)
+    bias, both, sizes = mean(p - t), mean(t*p) - mean(t)*mean(p), [np.mean(x**2) for x in (t, p)]
+    above = lambda v, size: np.where(v > 1e-12*size, v, 0) # what is left of nothing after rounding is nothing
+    vt, vp = (above(mean(x**2) - mean(x)**2, size) for x, size in zip((t, p), sizes))
+    vm, vd = above(vt + vp + 2*both, sum(sizes))/4, above(vt + vp - 2*both, sum(sizes))
     rows, error, columns = resampled_ratios(2*vm*n, n - 1), resampled_ratios(vd*n, 2*(n - 1)), n*bias**2/2  # mean squares of the two-way analysis
     return {"pearson": resampled_ratios(both, np.sqrt(vt*vp)), "ccc": resampled_ratios(2*both, vt + vp + bias**2), "bias_ml": bias,
             "icc_a1": resampled_ratios(rows - error, rows + error + 2*(columns - error)/n), "slope": resampled_ratios((vp - vt)/2, vm)}
@@ -125,6 +126,9 @@ def _judged(volumes):
     volumes = check_table(volumes, "volumes")
     rows = volumes[(volumes.subtype == "any") & volumes.split.isin(["test", "external"]) & volumes.volume_source.isin(REFERENCES) & volumes.truth_ml.notna()]
     if rows.split.nunique() > 1: raise StudyError("the volumes mix test and external rows; choose the rows of one split")
+    endless = np.isinf(rows[["truth_ml", "predicted_ml"]]).any(axis=1)
+    if endless.any(): raise StudyError(f"{int(endless.sum())} volumes are infinite, first that of series {rows.series[endless].iloc[0]}; leave missing what was not measured")
+    if (rows.truth_ml < 0).any(): raise StudyError(f"a reference volume is {rows.truth_ml.min():g} mL; blood is 0 mL or more")
     return rows
 
 def measured_rows(

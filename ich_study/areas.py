@@ -9,21 +9,30 @@ __all__ = ['NO_VARIANCE', 'area_covariance', 'auc_delong', 'average_precision', 
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 from sklearn.metrics import average_precision_score
 
+from .counts import as_flags
 from .estimates import Estimate, undefined
 from .schema import StudyError
 
 # %% ../nbs/72_areas.ipynb #72e922f4
 def _checked(truth, *scores)->tuple:
-    truth = np.asarray(truth)
-    if truth.ndim != 1 or not np.isin(truth, (0, 1)).all(): raise StudyError(f"truth should be a list of yes and no, but has the shape {truth.shape} and holds {np.unique(truth.ravel())[:4].tolist()}")
-    scores = [np.asarray(s, float) for s in scores]
+    truth = as_flags(truth)
+    try: scores = [np.asarray(s, float) for s in scores]
+    except (TypeError, ValueError): raise StudyError("scores should be numbers, one per row; some are none") from None
     for s in scores:
         if s.shape != truth.shape: raise StudyError(f"an area needs one score for each of {truth.size} truths, but got {s.size}")
         if np.isnan(s).any(): raise StudyError(f"{int(np.isnan(s).sum())} of {s.size} scores are missing; leave those rows out, or score them")
-    return truth.astype(bool), scores
+    return truth, scores
+
+def _codes(patients, n:int)->np.ndarray:
+    "Numbers of the patients; without patients each row is one"
+    if patients is None: return np.arange(n)
+    if np.shape(patients) != (n,): raise StudyError(f"there are {np.size(patients)} patients for {n} rows; give one for each")
+    if pd.isna(patients).any(): raise StudyError(f"{int(pd.isna(patients).sum())} of {n} rows have no patient; give every row its patient")
+    return np.unique(np.asarray(patients), return_inverse=True)[1]
 
 def _placements(truth:np.ndarray, score:np.ndarray)->np.ndarray:
     "For each positive the share of negatives below it, for each negative the share of positives above it"
@@ -42,8 +51,7 @@ def area_covariance(
     "Areas under ROC curves and how they vary together (DeLong 1988; clustered: Obuchowski 1997)"
     truth, scores = _checked(truth, *scores)
     if truth.all() or not truth.any(): return np.full(len(scores), np.nan), np.full((len(scores),)*2, np.nan)
-    if patients is not None and np.shape(patients) != truth.shape: raise StudyError(f"there are {np.size(patients)} patients for {truth.size} rows; give one for each")
-    code = np.arange(len(truth)) if patients is None else np.unique(np.asarray(patients), return_inverse=True)[1]
+    code = _codes(patients, len(truth))
     placed, groups = [_placements(truth, s) for s in scores], code.max() + 1
     areas = np.array([p[truth].mean() for p in placed])
     pulls, sides = [], []

@@ -230,6 +230,7 @@ def deming(
     if not np.isfinite(slope): return none(NO_LINE)
     mx, my, *sums = _without_each(x, y)
     slopes = _deming(*sums, ratio)
+    slopes = np.where(np.isfinite(slopes), slopes, np.nan)  # upright without one of the pairs
     value, each = {"slope": slope, "intercept": size*(y.mean() - slope*x.mean())}, {"slope": slopes, "intercept": size*(my - slopes*mx)}
     why = "an interval needs 4 pairs" if n < 4 else "" if np.isfinite(slopes).all() else "without one of the pairs " + NO_LINE
     limits = {k: (np.nan, np.nan) if why else _jackknifed(value[k], each[k], level) for k in value}

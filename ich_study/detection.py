@@ -154,6 +154,7 @@ def detection_table(
     "Detection statistics per label, averaged over the subtypes, and of all six labels together"
     if odd := sorted(set(accepted) - set(LABELS)): raise StudyError(f"accepted names {odd}; it may name {list(LABELS)}")
     predictions = check_table(predictions, "predictions")
+    if odd := sorted(set(by) - set(predictions)): raise StudyError(f"predictions cannot be told apart by {odd}; they have {list(predictions)}")
     called = apply_thresholds(predictions, thresholds)
     known = scored_rows(called, unit)
     if specific is not None: known = known.assign(called_specific=scored_rows(apply_thresholds(predictions, specific), unit).called.to_numpy())

@@ -9,8 +9,10 @@ __all__ = ['RESAMPLES', 'DRAWN', 'NO_WIDTH', 'BLOCK', 'draw_patients', 'resample
 
 # %% ../nbs/71_resampling.ipynb #bd044e74
 import numpy as np
+import pandas as pd
 from numba import njit
 
+from .counts import as_flags
 from .estimates import FEW_DEFINED, Estimate, percentiles, undefined
 from .schema import StudyError
 
@@ -26,7 +28,8 @@ def draw_patients(
     "Patients drawn with replacement, as weights"
     patients = np.asarray(patients)
     if not patients.size: raise StudyError("there is no row, so there is no patient to draw; give at least one")
-    if n < 1: raise StudyError(f"{n} resamples make no interval; ask for 1 or more")
+    if pd.isna(patients).any(): raise StudyError(f"{int(pd.isna(patients).sum())} of {patients.size} rows have no patient; give every row its patient")
+    if n < 1 or n != int(n): raise StudyError(f"{n} resamples make no interval; ask for a whole number, 1 or more")
     names, code = np.unique(patients, return_inverse=True)
     size = len(names)
     weights = np.random.default_rng(seed).multinomial(size, np.full(size, 1/size), size=n).astype(np.int32)
@@ -39,6 +42,8 @@ def resampled_sums(
     weights:np.ndarray, # (resamples, patients) from `draw_patients`
 )->np.ndarray: # (resamples,)
     "The sum of the values in each resample"
+    code = np.asarray(code)
+    if len(values) != len(code) or code.size and not 0 <= np.min(code) <= np.max(code) < weights.shape[1]: raise StudyError(f"{len(values)} values, {len(code)} rows of groups up to {np.max(code, initial=-1)} and weights of {weights.shape[1]} groups do not belong together")
     return weights@np.bincount(code, np.asarray(values, float), weights.shape[1])
 
 def resampled_ratios(
@@ -117,12 +122,12 @@ def resampled_areas(
     weights:np.ndarray, # (resamples, groups) how often each group counts, whole numbers of 0 or more
 )->tuple: # ((resamples,) areas under the ROC curve, (resamples,) average precisions), NaN where undefined
     "Both areas for many weightings of the same rows"
-    truth, score, code, weights = np.asarray(truth, bool), np.asarray(score, float), np.asarray(code), np.asarray(weights)
+    truth, score, code, weights = as_flags(truth), np.asarray(score, float), np.asarray(code), np.asarray(weights)
     if not truth.shape == score.shape == code.shape or weights.ndim != 2:
         raise StudyError(f"truth, score and code should be as long as each other and weights a table, but they have the shapes {truth.shape}, {score.shape}, {code.shape} and {weights.shape}")
     if np.isnan(score).any(): raise StudyError(f"{int(np.isnan(score).sum())} scores are missing; leave those rows out")
     if code.size and not 0 <= code.min() <= code.max() < weights.shape[1]: raise StudyError(f"a row belongs to group {code.max()}, but there are weights for {weights.shape[1]}")
-    if weights.size and weights.min() < 0: raise StudyError("a group cannot count less than zero times")
+    if weights.size and not (weights.min() >= 0 and (weights.dtype.kind in "biu" or (weights == np.floor(weights)).all())): raise StudyError("a group counts a whole number of times, and not less than zero; some weights are others")
     order = np.argsort(-score, kind="stable")
     last = np.r_[score[order][1:] != score[order][:-1], True][:len(order)]
     sorted_rows, (auc, ap) = (code[order].astype(np.int64), truth[order], last), np.empty((2, len(weights)))

@@ -63,7 +63,9 @@ def scored_rows(
 WANTED_SPECIFICITY = .9
 
 def _roc(truth, score):
-    truth, score = np.asarray(truth, bool), np.asarray(score, float)
+    truth, score = np.asarray(truth), np.asarray(score, float)
+    if not np.isin(truth, (0, 1)).all(): raise StudyError("a threshold needs truths of yes and no; some are neither")
+    truth = truth.astype(bool)
     if truth.shape != score.shape or np.isnan(score).any(): raise StudyError(f"a threshold needs one score for each of {truth.size} truths and none missing, but got {score.size} with {int(np.isnan(score).sum())} missing")
     return None if truth.all() or not truth.any() else roc_curve(truth, score, drop_intermediate=False)
 

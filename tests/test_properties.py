@@ -4,11 +4,11 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, assume, given, settings, strategies as st
+from hypothesis import HealthCheck, assume, example, given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.testing import assert_allclose
 
-from ich_study.agreement import agreement_table, volume_errors
+from ich_study.agreement import agreement_table, band_table, volume_errors
 from ich_study.areas import area_covariance, auc_delong, average_precision, fast_auc, paired_auc
 from ich_study.calibration import binary_log_loss, brier, calibration_error, calibration_line, rsna_log_loss
 from ich_study.comparison import compare_table, holm, mcnemar_exact, paired_difference
@@ -291,6 +291,7 @@ def all_of(x, y):
 
 @try_some
 @given(measured())
+@example((np.array([0., 1., 0.]), np.array([0., 3., 1.])))  # upright without one of the pairs
 def test_whatever_the_volumes_every_estimate_is_legal(both):
     for e in all_of(*both).values(): legal(e)
     told = volume_errors(*both)
@@ -452,6 +453,7 @@ def test_another_copy_of_every_series_narrows_no_interval(rows):
 
 @try_some
 @given(measured(least=4, most=16), st.integers(1, 2), st.integers(0, 99))
+@example((np.array([0, 0, 131.57, 108.61, 37.23, 0, 0]), np.array([1.2, 3.66, 114.68, 109.61, 37.23, 0, -7.32])), 2, 0)  # draws of patients without blood alone
 def test_an_agreement_table_does_not_know_the_order_of_rows(both, per_patient, seed):
     truth, measured_ml = both
     names = [f"p{k//per_patient}s{k}" for k in range(len(truth))]
@@ -493,10 +495,13 @@ def volumes_table(truth, measured_ml, **more):
 
 
 @pytest.mark.parametrize("word,call", [
-    ("missing", lambda: auc_delong([1, 0, 1], [.1, NAN, .3])), ("yes and no", lambda: auc_delong([1, NAN, 1], [.1, .2, .3])), ("yes and no", lambda: auc_delong([2, 0, 1], [.1, .2, .3])),
-    ("yes and no", lambda: auc_delong(["yes", "no"], [.1, .2])), ("shape", lambda: auc_delong([[1, 0]], [[.1, .2]])), ("2", lambda: auc_delong([1, 0, 1], [.1, .2])), ("patients", lambda: auc_delong([1, 0, 1], [1, 2, 3], patients=[1, 2])),
+    ("missing", lambda: auc_delong([1, 0, 1], [.1, NAN, .3])), ("truth holds nan", lambda: auc_delong([1, NAN, 1], [.1, .2, .3])), ("truth holds 2", lambda: auc_delong([2, 0, 1], [.1, .2, .3])),
+    ("truth holds 'yes'", lambda: auc_delong(["yes", "no"], [.1, .2])), ("dimensions", lambda: auc_delong([[1, 0]], [[.1, .2]])), ("None", lambda: auc_delong([True, None], [.1, .2])), ("numbers", lambda: auc_delong([1, 0], ["low", "high"])),
+    ("no patient", lambda: auc_delong([1, 0, 1], [1, 2, 3], patients=[1, NAN, 2])), ("no patient", lambda: auc_delong([1, 0, 1], [1, 2, 3], patients=["a", None, "b"])), ("2", lambda: auc_delong([1, 0, 1], [.1, .2])), ("patients", lambda: auc_delong([1, 0, 1], [1, 2, 3], patients=[1, 2])),
     ("coverage", lambda: auc_delong([1, 0], [1, 2], 95)), ("coverage", lambda: auc_delong([1, 0], [1, 2], NAN)), ("2", lambda: paired_auc([1, 0], [1, 2], [1])), ("missing", lambda: average_precision([1, 0], [NAN, 1])),
-    ("missing", lambda: fast_auc([1, 0], [NAN, 1])), ("patient", lambda: draw_patients([])), ("resamples", lambda: draw_patients([1], 0)), ("less than zero", lambda: resampled_areas([1], [1], [0], [[-1]])),
+    ("missing", lambda: fast_auc([1, 0], [NAN, 1])), ("patient", lambda: draw_patients([])), ("resamples", lambda: draw_patients([1], 0)), ("whole", lambda: draw_patients([1], 1.5)), ("no patient", lambda: draw_patients([1., NAN])), ("no patient", lambda: draw_patients(["a", None])), ("no patient", lambda: draw_patients(pd.array(["a", None], "string"))),
+    ("belong together", lambda: resampled_sums([1, 2, 3], [0, 1], np.ones((2, 2)))), ("belong together", lambda: resampled_sums([1, 2], [0, 5], np.ones((2, 2)))), ("whole", lambda: resampled_areas([1, 0], [1, 2], [0, 1], [[.5, .5]])),
+    ("whole", lambda: resampled_areas([1, 0], [1, 2], [0, 1], [[NAN, 1]])), ("truth holds 2", lambda: resampled_areas([2], [1], [0], [[1]])), ("yes and no", lambda: youden_threshold([2, 0], [.1, .3])), ("less than zero", lambda: resampled_areas([1], [1], [0], [[-1]])),
     ("group", lambda: resampled_areas([1], [1], [2], [[1]])), ("shapes", lambda: resampled_areas([1], [1, 2], [0], [[1]])), ("missing", lambda: resampled_areas([1], [NAN], [0], [[1]])), ("coverage", lambda: percentiles([1, 2], 2)),
     ("3 of 2", lambda: clopper_pearson(3, 2)), ("0.5", lambda: clopper_pearson(.5, 2)), ("-1", lambda: clopper_pearson(-1, 2)), ("nan", lambda: clopper_pearson(NAN, 2)), ("inf", lambda: clopper_pearson(1, INF)), ("coverage", lambda: clopper_pearson(1, 2, 1)),
     ("truths", lambda: confusion_counts([1], [1, 0])), ("nan", lambda: confusion_counts([1, NAN], [1, 0])), ("called holds 2", lambda: confusion_counts([1, 0], [2, 0])), ("proportions", lambda: likelihood_ratio(3, 2, 1, 2)),
@@ -515,6 +520,7 @@ def test_wrong_numbers_are_refused_by_name(word, call):
 
 
 @pytest.mark.parametrize("word,call", [
+    ("told apart", lambda: detection_table(predictions(), cuts(), by=("modell",))), ("infinite", lambda: band_table(volumes_table([1, 2, 3], [1, 2, INF]))), ("-1 mL", lambda: band_table(volumes_table([-1, 2, 3], [1, 2, 3]))),
     ("voxel", lambda: detection_table(predictions(), cuts(), unit="voxel")), ("0 to 1", lambda: detection_table(predictions(score=2.), cuts())), ("0 to 1", lambda: detection_table(predictions(score=-.1), cuts())),
     ("0 to 1", lambda: detection_table(predictions(score=INF), cuts())), ("repeat", lambda: detection_table(pd.concat([predictions()]*2), cuts())), ("split", lambda: detection_table(pd.concat([predictions(), predictions(split="validation")]), cuts())),
     ("truth", lambda: detection_table(predictions().drop(columns="truth"), cuts())), ("stroke", lambda: detection_table(predictions(subtype="stroke"), cuts())), ("two thresholds", lambda: detection_table(predictions(), pd.concat([cuts(), cuts().assign(rule="other")]))),
