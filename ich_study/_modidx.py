@@ -364,7 +364,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'ich_study.concordance.ccc': ('concordance.html#ccc', 'ich_study/concordance.py'),
                                        'ich_study.concordance.correlation': ('concordance.html#correlation', 'ich_study/concordance.py'),
                                        'ich_study.concordance.deming': ('concordance.html#deming', 'ich_study/concordance.py'),
-                                       'ich_study.concordance.fast_icc': ('concordance.html#fast_icc', 'ich_study/concordance.py'),
                                        'ich_study.concordance.icc': ('concordance.html#icc', 'ich_study/concordance.py'),
                                        'ich_study.concordance.noted': ('concordance.html#noted', 'ich_study/concordance.py'),
                                        'ich_study.concordance.numbers': ('concordance.html#numbers', 'ich_study/concordance.py'),

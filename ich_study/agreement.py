@@ -85,9 +85,8 @@ def _moment_draws(t, p, draws)->dict:
     above = lambda v, size: np.where(v > 1e-12*size, v, 0) # what is left of nothing after rounding is nothing
     vt, vp = (above(mean(x**2) - mean(x)**2, size) for x, size in zip((t, p), sizes))
     vm, vd = above(vt + vp + 2*both, sum(sizes))/4, above(vt + vp - 2*both, sum(sizes))
-    rows, error, columns = resampled_ratios(2*vm*n, n - 1), resampled_ratios(vd*n, 2*(n - 1)), n*bias**2/2  # mean squares of the two-way analysis
     return {"pearson": resampled_ratios(both, np.sqrt(vt*vp)), "ccc": resampled_ratios(2*both, vt + vp + bias**2), "bias_ml": bias,
-            "icc_a1": resampled_ratios(rows - error, rows + error + 2*(columns - error)/n), "slope": resampled_ratios((vp - vt)/2, vm)}
+            "icc_a1": resampled_ratios(2*both, vt + vp + bias**2*(n - 1)/n - vd/n), "slope": resampled_ratios((vp - vt)/2, vm)}
 
 def _repeated_estimates(t, p, patients, draws, found)->dict:
     "The same where patients repeat"

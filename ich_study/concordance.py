@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HUGE', 'FEW_PAIRS', 'ALL_THERE_IS', 'NO_SPREAD', 'PERFECT', 'ICCS', 'NO_LINE', 'numbers', 'pairs', 'tails', 'noted',
-           'correlation', 'icc', 'fast_icc', 'ccc', 'deming', 'passing_bablok']
+           'correlation', 'icc', 'ccc', 'deming', 'passing_bablok']
 
 # %% ../nbs/74_concordance.ipynb #b66e1de6
 import warnings
@@ -150,16 +150,6 @@ def icc(
         elif not low <= value <= high: why = "the subjects differ too little for an interval"
         found[name] = Estimate(value, *((np.nan, np.nan) if why else (float(low), float(high))), n, _ICC_METHOD, noted(why, left, "subject"), p)
     return found
-
-# %% ../nbs/74_concordance.ipynb #26fa4172
-def fast_icc(
-    truth:np.ndarray, # (..., n), nothing missing
-    predicted:np.ndarray, # (..., n)
-)->np.ndarray: # (...,), NaN where undefined
-    "ICC(A,1) of two raters, without checks, for resampling"
-    n, apart = np.shape(truth)[-1], np.mean(truth, -1) - np.mean(predicted, -1)
-    noise, sides = np.var(np.subtract(truth, predicted), -1, ddof=1), np.var(truth, -1, ddof=1) + np.var(predicted, -1, ddof=1)
-    with np.errstate(all="ignore"): return (sides - noise)/(sides + apart**2 - noise/n)
 
 # %% ../nbs/74_concordance.ipynb #9b060bf6
 def ccc(

@@ -232,8 +232,9 @@ def icc(i):
     m = numbers(i["matrix"])
     m = m[np.isfinite(m).all(1)]
     long = pd.DataFrame(m).melt(ignore_index=False, var_name="rater", value_name="rating").reset_index(names="target")
-    pingouin.options["round.column.CI95"] = None
-    found = pingouin.intraclass_corr(long, targets="target", raters="rater", ratings="rating").set_index("Type")
+    before, pingouin.options["round.column.CI95"] = pingouin.options["round.column.CI95"], None
+    try: found = pingouin.intraclass_corr(long, targets="target", raters="rater", ratings="rating").set_index("Type")
+    finally: pingouin.options["round.column.CI95"] = before
     ends = lambda row: zip(("", "_lo", "_hi"), (row.ICC, *row.CI95))
     return {f"{name}{end}": float(v) for name, row in found.iterrows() for end, v in ends(row)}
 
