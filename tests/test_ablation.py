@@ -10,9 +10,10 @@ from scipy import stats
 
 from ich_study import ablation, comparison
 from ich_study.ablation import ablation_table, answer, detectable_effect, effect_lines, found_table, paired_effect
-from ich_study.comparison import area_measure, compare_table, holm, volume_measures
+from ich_study.comparison import compare_table, holm, volume_measures
 from ich_study.effects import effect_figure
 from ich_study.reports import execute, render
+from ich_study.resampling import area_measure
 from ich_study.schema import LABELS, PREDICTIONS, StudyError, check_table
 from ich_study.study import Study, check_study, list_runs
 from ich_study.sweep import _comparison, _statistics, has_ablation, own_seed, page_list, study_files

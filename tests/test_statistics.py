@@ -11,10 +11,10 @@ from scipy import stats
 
 from ich_study.agreement import agreement_table, band_table, call_table, volume_errors
 from ich_study.areas import auc_delong, average_precision, fast_auc, paired_auc
-from ich_study.comparison import compare_table, holm, mcnemar_exact, mean_measure, paired_difference
+from ich_study.comparison import compare_table, holm, mcnemar_exact, paired_difference
 from ich_study.counts import PROPORTIONS
 from ich_study.detection import detection_table, fold_areas, fold_table, multilabel_measures
-from ich_study.resampling import area_measure
+from ich_study.resampling import area_measure, mean_measure
 from ich_study.schema import LABELS, StudyError, check_table
 from ich_study.units import apply_thresholds, choose_thresholds, unit_rows
 
