@@ -996,6 +996,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'ich_study.resampling.drawn_rows': ('resampling.html#drawn_rows', 'ich_study/resampling.py'),
                                       'ich_study.resampling.mean_measure': ('resampling.html#mean_measure', 'ich_study/resampling.py'),
                                       'ich_study.resampling.median_measure': ('resampling.html#median_measure', 'ich_study/resampling.py'),
+                                      'ich_study.resampling.patient_codes': ('resampling.html#patient_codes', 'ich_study/resampling.py'),
                                       'ich_study.resampling.resampled_areas': ( 'resampling.html#resampled_areas',
                                                                                 'ich_study/resampling.py'),
                                       'ich_study.resampling.resampled_ratios': ( 'resampling.html#resampled_ratios',

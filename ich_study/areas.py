@@ -9,12 +9,12 @@ __all__ = ['NO_VARIANCE', 'area_covariance', 'auc_delong', 'average_precision', 
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from scipy import stats
 from sklearn.metrics import average_precision_score
 
 from .counts import as_flags
 from .estimates import Estimate, undefined
+from .resampling import patient_codes
 from .schema import StudyError
 
 # %% ../nbs/72_areas.ipynb #72e922f4
@@ -31,8 +31,7 @@ def _codes(patients, n:int)->np.ndarray:
     "Numbers of the patients; without patients each row is one"
     if patients is None: return np.arange(n)
     if np.shape(patients) != (n,): raise StudyError(f"there are {np.size(patients)} patients for {n} rows; give one for each")
-    if pd.isna(patients).any(): raise StudyError(f"{int(pd.isna(patients).sum())} of {n} rows have no patient; give every row its patient")
-    return np.unique(np.asarray(patients), return_inverse=True)[1]
+    return patient_codes(patients)[0]
 
 def _placements(truth:np.ndarray, score:np.ndarray)->np.ndarray:
     "For each positive the share of negatives below it, for each negative the share of positives above it"
