@@ -427,7 +427,7 @@ ROWS = [(i % 2 == 0, .1*i, .05*i, i) for i in range(10)]
 @pytest.mark.parametrize("call, named", [
     (lambda: auc_delong(TEN, np.where(TEN, np.nan, .5)), "missing"),
     (lambda: auc_delong(TEN, np.ones(9)), "10 truths"),
-    (lambda: auc_delong(TEN*2, np.ones(10)), "yes and no"),
+    (lambda: auc_delong(TEN*2, np.ones(10)), "truth holds 2; give True or False"),
     (lambda: auc_delong(TEN, np.ones(10), patients=[1]), "1 patients"),
     (lambda: detection_table(made_predictions(ROWS).assign(score=1.01), choose_thresholds(made_predictions(ROWS).assign(split="validation"))), "1.01"),
     (lambda: detection_table(made_predictions(ROWS).assign(score=np.inf), choose_thresholds(made_predictions(ROWS).assign(split="validation"))), "inf"),
