@@ -345,14 +345,14 @@ def _describe_figures(book):
         cell.metadata.setdefault("alt", f"Figure: {heading}")
 
 def render(
-    notebook:str|Path, # executed
+    notebook, # executed: a file, or what nbformat read from one
     path:str|Path, # the HTML file
     title:str, # of the browser's tab
     links:tuple=(), # (text, href) of the line on top
     stamp:str="", # of what the page was made from
 )->Path: # the file; tables that can be downloaded stand as CSV in `tables` beside it
     "An executed notebook as one self-contained page"
-    path, book = Path(path), nbformat.read(notebook, 4)
+    path, book = Path(path), nbformat.read(notebook, 4) if isinstance(notebook, (str, Path)) else notebook
     files = save_tables(book, path)
     link = lambda m: f'<p class="tools"><a href="tables/{files[m[1]]}" download>CSV</a></p>' if m[1] in files else ""
     return save_page(path, title, re.sub(r"<!--csv:([\w.-]+)-->", link, notebook_body(book)), links, stamp)
