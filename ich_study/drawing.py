@@ -144,21 +144,21 @@ class Drawing(Figure):
 
     def _repr_png_(self):
         file = BytesIO()
-        self.savefig(file, format="png", metadata={"Software": None})
+        self.savefig(file, format="png", dpi=self.dpi, metadata={"Software": None})
         return file.getvalue()
 
     def holds_images(self)->bool: # whether a picture is better than a vector figure
         "Does it show images?"
         return bool(self.findobj(AxesImage))
 
-    def _pixels(self): return tuple(round(v*DPI) for v in self.get_size_inches())
+    def _pixels(self): return tuple(round(v*self.dpi) for v in self.get_size_inches())
 
     def svg(self,
         alt:str, # what the figure shows, in a sentence
     )->str: # an `<svg>` element
         "The figure as a vector, to stand inside a page"
         alt, file = _said(alt), BytesIO()
-        with mpl.rc_context(_RC): self.savefig(file, format="svg", transparent=True, dpi=2*DPI, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        with mpl.rc_context(_RC): self.savefig(file, format="svg", transparent=True, dpi=2*self.dpi, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
         return _inline(file.getvalue().decode(), alt, self._pixels())
 
     def png(self,
@@ -169,7 +169,7 @@ class Drawing(Figure):
         edges = [(a, a.get_edgecolor()) for a in self.findobj(Spine) if mpl.colors.to_hex(a.get_edgecolor()) == "#000000"]
         for a, _ in black: a.set_color(_LIGHT)
         for a, _ in edges: a.set_edgecolor(_LIGHT)
-        self.savefig(file, format="png", dpi=scale*DPI, facecolor=_PLATE)
+        self.savefig(file, format="png", dpi=scale*self.dpi, facecolor=_PLATE)
         for a, c in black: a.set_color(c)
         for a, c in edges: a.set_edgecolor(c)
         return _small(Image.open(file).convert("RGB"))
