@@ -40,7 +40,8 @@ def wider(
 
 # %% ../nbs/88_claims.ipynb #bd57c54f
 def _first(table):
-    "Rows of the unchanged variant and the first seed"
+    "Rows of networks, of the unchanged variant and the first seed"
+    if "recipe" in table: table = table[table.recipe != "none"]
     for column, kept in (("variant", "base"), ("seed", None)):
         if column in table and len(table):
             kept = kept or table.seed.dropna().min()
@@ -50,11 +51,12 @@ def _first(table):
 def _rows(tables, name, **where):
     "Rows of a table, or why there are none"
     table = tables.get(name)
-    if table is None or not len(table): return None, f"the table `{name}` is missing"
+    if table is None or not len(table): return None, f"the table `{name}` is {'missing' if table is None else 'empty'}" + (": no reference volume" if name == "agreement" else "")
     for column, value in where.items():
         if column not in table: return None, f"the table `{name}` has no column {column}"
         table = table[table[column].isin(value if isinstance(value, tuple) else (value,))]
-    return (_first(table), "") if len(table) else (None, f"{', '.join(str(v) for v in where.values())} not measured")
+    table = _first(table)
+    return (table, "") if len(table) else (None, f"{where.get('metric', 'nothing of the kind')} is not in the table `{name}`")
 
 def _usable(r): return not np.isnan([r.value, r.low, r.high]).any() and "no interval" not in str(r.reason)
 
@@ -97,7 +99,10 @@ def _lines(words, found, lost, recipe, metric):
     rest = f"; without: {_names(lost)}" if lost else ""
     return f"{words}, {' to '.join(map(str, sizes[::max(len(sizes) - 1, 1)]))} {next(iter(found.values())).unit}: " + "; ".join(_line(m, r, recipe, metric) for m, r in found.items()) + rest
 
-def _missing(lost): return "; ".join(f"{_names([m for m in lost if lost[m] == why])}: {why}" for why in dict.fromkeys(lost.values()))
+def _missing(lost):
+    "Why models have no number"
+    whom = {why: [m for m in lost if lost[m] == why] for why in lost.values()}
+    return "; ".join(why if len(some) == len(ALL) else f"{_names(some)}: {why}" for why, some in whom.items())
 
 # %% ../nbs/88_claims.ipynb #433ffa26
 def _bound(tables, recipe, metric, bound, words, table="detection", models=ALL, above=True, some=False, **where):
@@ -120,10 +125,11 @@ def _bound(tables, recipe, metric, bound, words, table="detection", models=ALL, 
     open_ = [m for m in found if m not in each]
     return Finding(OPEN, measured, unit, "; ".join(filter(None, [f"the interval of {_names(open_)} holds both sides of {bound:g}: too few patients" if open_ else "", _missing(lost)])))
 
-def _bound_rule(bound, words, above=True, some=False, **_):
+def _bound_rule(bound, words, above=True, some=False, models=ALL, **_):
+    each = "every model" if len(models) == len(ALL) else _names(models)
     side, other = ("lower", "upper") if above else ("upper", "lower")
     if some: return f"{words}: supported when one model's {side} limit, widened for all models looked at, reaches {bound:g}; not supported when no model's {other} limit does"
-    return f"{words}: supported when the {side} limit of every model reaches {bound:g}; not supported when a model's {other} limit, widened for all models looked at, does not"
+    return f"{words}: supported when the {side} limit of {each} reaches {bound:g}; not supported when {'a' if len(models) > 1 else 'the'} model's {other} limit{', widened for all models looked at,' if len(models) > 1 else ''} does not"
 
 # %% ../nbs/88_claims.ipynb #358f91fb
 LESS_IS_BETTER = ("mae_ml", "limits_ml")
@@ -278,6 +284,8 @@ def _unbiased(tables, recipe, acceptable_ml=np.nan):
     wide = [m for m in found if m not in inside]
     return Finding(OPEN, measured, "series", "; ".join(filter(None, [f"the interval of {_names(wide)} reaches beyond the declared {acceptable_ml:g} mL, so a bias that matters is not ruled out" if wide else "", _missing(lost)])))
 
+_WHEN = {"after": "value afterwards"}
+
 def _step(tables, recipe, step, metric, when, bound, words, above):
     "Judge what a step does to images"
     rows, why = _rows(tables, "steps", step=step, metric=metric)
@@ -287,11 +295,11 @@ def _step(tables, recipe, step, metric, when, bound, words, above):
     r = known.get(when)
     if r is None or np.isnan([r.value, r.low, r.high]).any(): return Finding(OPEN, measured if known else f"{words}: not measured", "image", "not measured" if r is None else str(r.reason))
     yes, no = (r.low >= bound, r.high < bound) if above else (r.high <= bound, r.low > bound)
-    why = f"the {when} lies wholly on {'the' if yes else 'the other'} side of {bound:g}" if yes or no else f"the interval of the {when} holds both sides of {bound:g}"
+    why = f"the {_WHEN.get(when, when)} lies wholly on {'the' if yes else 'the other'} side of {bound:g}" if yes or no else f"the interval of the {_WHEN.get(when, when)} holds both sides of {bound:g}"
     return Finding(SUPPORTED if yes else AGAINST if no else OPEN, f"{measured}; {int(r.n)} {r.unit}s", str(r.unit), why)
 
 def _step_rule(step, metric, when, bound, words, above):
-    return f"{words}: supported when the whole interval of the {when} lies {'at or above' if above else 'at or below'} {bound:g}; not supported when it lies on the other side"
+    return f"{words}: supported when the whole interval of the {_WHEN.get(when, when)} lies {'at or above' if above else 'at or below'} {bound:g}; not supported when it lies on the other side"
 
 # %% ../nbs/88_claims.ipynb #400ae0a6
 def _mae_changes(tables):
@@ -441,15 +449,16 @@ def _measured(tables, recipe, metric):
     pairs = _by_pairs(tables, recipe, metric, list(own))
     for m, r in own.items():
         line = dict(model=m, recipe=recipe, what=words, metric=metric, value=r.value, low=r.low, high=r.high)
-        others, sign = [o.value for n, o in own.items() if n != m and not np.isnan(o.value)], -1 if metric in LESS_IS_BETTER else 1
+        others, sign = [o for n, o in own.items() if n != m and _usable(o)], -1 if metric in LESS_IS_BETTER else 1
         if not others: yield line | dict(against="no other model", verdict=NEITHER, rule="there is nothing to compare with"); continue
         if pairs:
             better, worse = pairs[m]
             told = "; ".join(f"{word} {_names(some)}" for word, some in (("better than", better), ("worse than", worse)) if some) or "no difference shown"
             yield line | dict(against=told, verdict=_verdict(better, worse), rule="paired differences, Holm over all pairs of models"); continue
-        middle, usable = float(np.median(others)), _usable(r)
-        up, down = usable and (r.low > middle if sign > 0 else r.high < middle), usable and (r.high < middle if sign > 0 else r.low > middle)
-        yield line | dict(against=f"median of {len(others)} other{'s' if len(others) > 1 else ''}, {_number(middle, metric)}", verdict=_verdict(up, down), rule="whole interval against the median of the others" if usable else "no interval")
+        middle, top, bottom = (float(np.median([getattr(o, c) for o in others])) for c in ("value", *(("value", "value") if len(others) > 2 else ("high", "low"))))
+        over, under, usable = r.low > top, r.high < bottom, _usable(r)
+        up, down = usable and (over if sign > 0 else under), usable and (under if sign > 0 else over)
+        yield line | dict(against=f"median of {len(others)} other{'s' if len(others) > 1 else ''}, {_number(middle, metric)}", verdict=_verdict(up, down), rule="no interval" if not usable else "whole interval against the median of the others" if len(others) > 2 else "intervals that do not overlap")
 
 # %% ../nbs/88_claims.ipynb #f0ce211d
 STRENGTHS = ["model", "recipe", "what", "metric", "value", "low", "high", "against", "verdict", "rule"]
