@@ -76,6 +76,7 @@ def estimate_faults(
         gap = not row["value"] or not (row["low"] and row["high"])
         if gap and not row["reason"]: found.append(f"{name}: {_who(row)} has no {'interval' if row['value'] else 'value'} and no reason")
         if not row["unit"]: found.append(f"{name}: {_who(row)} has no unit")
+    if 'class="est"' not in shown: return found
     heads = html.unescape("".join(re.findall(r"<thead>(.*?)</thead>", shown, flags=re.S)))
     found += [f"{name}: the page does not say what {m} is and in which unit; its column should be headed {metric_name(m)!r}" for m in dict.fromkeys(numbers.metric) if metric_name(m) not in heads]
     return found + _unlike(name, numbers, shown)

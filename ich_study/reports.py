@@ -212,7 +212,7 @@ td:first-child,th:first-child{text-align:left;position:sticky;left:0;background:
 th button{all:unset;cursor:pointer;font:inherit}th button:focus-visible,a:focus-visible,summary:focus-visible,.wide:focus-visible,pre:focus-visible{outline:2px solid var(--link);outline-offset:1px}
 thead th[aria-sort=ascending] button:after{content:" \\25B2";font-size:.7em}thead th[aria-sort=descending] button:after{content:" \\25BC";font-size:.7em}
 .ci,.why{color:var(--soft)}.tools{margin:.6rem 0 0;font-size:.86rem;color:var(--soft)}.tools input{font:inherit;padding:.1rem .4rem;margin-right:.8rem;max-width:12rem;border:1px solid var(--line);background:var(--paper);color:var(--ink);border-radius:3px}
-.met,.supported{color:var(--good);font-weight:600}.missing,.refuted{color:var(--bad);font-weight:600}.open,.untold{color:var(--doubt);font-weight:600}
+.met{color:var(--good);font-weight:600}.missing{color:var(--bad);font-weight:600}.open{color:var(--doubt);font-weight:600}
 pre{overflow-x:auto;background:var(--tint);padding:.6rem;font-size:.8rem;border-radius:4px}code{font-size:.9em}
 details.code{margin:.3rem 0;color:var(--soft)}details.code summary{cursor:pointer;font-size:.8rem}blockquote{margin:.4rem 0;padding-left:.8rem;border-left:3px solid var(--line);color:var(--soft)}
 .error{border-left:4px solid var(--bad)}footer{margin-top:3rem;color:var(--soft);font-size:.8rem;overflow-wrap:anywhere}
