@@ -112,7 +112,7 @@ def roc_curves(
     def draw(ax, label, truth, score, patients):
         if truth.all() or not truth.any(): say_empty(ax, "one class only:\nno curve"); return "area undefined"
         ax.plot([0, 1], [0, 1], color="black", lw=.7, ls=":"); _draw_band(ax, label, curve_band(truth, score, patients))
-        ax.plot(*roc_curve(truth, score)[:2], color=COLOURS[label], ls=STYLES[label], lw=1.5)
+        ax.plot(*roc_curve(truth, score)[:2], color=COLOURS[label], ls=STYLES[label], lw=1.7)
         return _told("area", auc_delong(truth, score, patients=patients if pd.Series(patients).duplicated().any() else None))
     figure, axes, n = _panels(scored_rows(predictions, unit), draw)
     _ends(axes, n, "1 - specificity", "sensitivity")
@@ -128,7 +128,7 @@ def pr_curves(
         if truth.all() or not truth.any(): say_empty(ax, "one class only:\nno curve"); return "AP undefined"
         ax.axhline(truth.mean(), color="black", lw=.7, ls=":"); _draw_band(ax, label, curve_band(truth, score, patients, "pr"), "pre")
         precision, recall, _ = precision_recall_curve(truth, score)
-        ax.plot(recall, precision, color=COLOURS[label], ls=STYLES[label], lw=1.5, drawstyle="steps-post")
+        ax.plot(recall, precision, color=COLOURS[label], ls=STYLES[label], lw=1.7, drawstyle="steps-post")
         return _told("AP", drawn_estimate(resampled_areas(truth, score, *draw_patients(patients, observed=True))[1], len(truth)))
     figure, axes, n = _panels(scored_rows(predictions, unit), draw)
     _ends(axes, n, "recall (sensitivity)", "precision (PPV)")
@@ -161,7 +161,7 @@ def confusion_matrices(
             for j, k in enumerate(pair): _cell(ax, i, j, c[k], c[k]/total if total else np.nan)
         ax.axis("on"); ax.spines[:].set_visible(False); ax.tick_params(length=0, labelsize=8); ax.set_aspect("equal"); ax.set_xlim(-.02, 2.02); ax.set_ylim(-.02, 2.02)
         ax.set_xticks([.5, 1.5], ["no", "yes"]); ax.set_yticks([1.5, .5], ["no", "yes"] if first else ["", ""]); ax.set_xlabel("called", fontsize=8); ax.set_ylabel("true" if first else "", fontsize=8)
-        ax.set_title(label + (f"\n{len(g) - len(known)} not called" if len(g) > len(known) else ""), fontsize=7.5, loc="left")
+        ax.set_title(label + (f"\n{len(g) - len(known)} not called" if len(g) > len(known) else ""), fontsize=7, loc="left")
     return figure
 
 # %% ../nbs/84_curves.ipynb #b7dbefd0
@@ -171,13 +171,15 @@ def calibration_curve(
     bins:int=BINS, # of equal width
 )->Drawing:
     "Share of positives against score with intervals, one panel per label (reliability diagram)"
+    rows = scored_rows(predictions, unit)
+    wide = len(rows) < 100*max(1, rows.subtype.nunique())  # whether counts have room side by side
     def draw(ax, label, truth, score, patients):
         found = reliability(truth, score, bins)
         ax.plot([0, 1], [0, 1], color="black", lw=.7, ls=":"); ax.axhline(-.06, color="black", lw=.4)
         ax.errorbar(found.score, found.share, [found.share - found.low, found.high - found.share], fmt=MARKERS[label], color=COLOURS[label], ms=4, lw=1, capsize=1.5)
-        for r in found.itertuples(): ax.text((r.above + r.to)/2, -.2, f"{r.n}", ha="center", va="center", fontsize=6.5 if found.n.max() < 1000 else 5, rotation=0 if found.n.max() < 100 else 60)
+        for r in found.itertuples(): ax.text((r.above + r.to)/2, -.12, f"{r.n}", ha="center", va="top", fontsize=6.5, rotation=0 if wide else 90)
         return f"mean score {score.mean():.2f}, true {truth.mean():.2f}"
-    figure, axes, n = _panels(scored_rows(predictions, unit), draw, height=1.95)
-    _ends(axes, n, f"score; numbers: {unit} in each bin" if unit == "series" else f"score; numbers: {unit}s in each bin", "share of positives")
-    for ax in axes.flat: ax.set_ylim(-.32, 1.04)
+    figure, axes, n = _panels(rows, draw, height=1.95)
+    _ends(axes, n, f"score (counts: {unit if unit == 'series' else unit + 's'})", "share of positives")
+    for ax in axes.flat: ax.set_ylim(-.28 if wide else -.46, 1.04)
     return figure

@@ -155,6 +155,6 @@ def band_errors(
         if metric == "mae_ml": ax.set_xlim(0)
         n = rows.n[rows.band == band]
         ax.set_title(("no blood" if band == "none" else band) + (f"\n{n.max()} series" if n.notna().any() else ""), fontsize=8, loc="left")
-    if lines: axes[0, 0].set_yticks(range(len(lines)), [", ".join(l) for l in lines]); axes[0, 0].set_ylim(len(lines) - .4, -.6)
+    if lines: axes[0, 0].set_yticks(range(len(lines)), [", ".join(w for w in l if w != "none") for l in lines]); axes[0, 0].set_ylim(len(lines) - .4, -.6)
     figure.supxlabel(f"{_ERRORS.get(metric, metric)}, 95 % interval", fontsize=8.5)
     return figure
