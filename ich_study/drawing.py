@@ -174,6 +174,7 @@ class Drawing(Figure):
         for a, c in edges: a.set_edgecolor(c)
         return _small(Image.open(file).convert("RGB"))
 
+# %% ../nbs/81_drawing.ipynb #76e21fe8
 def _small(image):
     "A picture in few bytes: of greys and the plate's blue, one byte a pixel when its colours are few enough"
     out = BytesIO()

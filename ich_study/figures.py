@@ -43,11 +43,12 @@ def _words(r):
     if pd.isna(r.value): return "undefined"
     return _number(r.value) + (f" ({_number(r.low)} to {_number(r.high)})" if pd.notna(r.low) else " (no interval)")
 
+# %% ../nbs/85_figures.ipynb #c162c52c
 def _lead(rows):
-    "The leading columns that name a row: `model` and `recipe`, and others only while rows share a name"
+    "The leading columns that name a row: `model` and `recipe`, and others that tell apart what these do not"
     lead = [c for c in ("model", "recipe") if c in rows]
     for c in rows.columns.difference([*STATISTICS.columns, *lead], sort=False):
-        if rows[c].nunique() > 1 and (not lead or rows.duplicated(lead).any()): lead.append(c)
+        if len(rows[[*lead, c]].drop_duplicates()) > max(1, len(rows[lead].drop_duplicates()) if lead else 1): lead.append(c)
     return lead
 
 def _places(rows, lead, group):
@@ -60,6 +61,7 @@ def _places(rows, lead, group):
         y += .35
     return lines, heads
 
+# %% ../nbs/85_figures.ipynb #e5b67f6c
 def forest(
     statistics:pd.DataFrame, # a statistics table with leading columns such as `model` and `recipe`
     metric:str, # which rows
@@ -111,6 +113,7 @@ def _name_points(ax, x, y, names, size=7.5):
         line = dict(arrowstyle="-", lw=.4, color="black", shrinkA=0, shrinkB=2) if dy else None
         ax.annotate(names[k], (x[k], y[k]), (dx, dy), textcoords="offset points", ha=how, va="center", fontsize=size, arrowprops=line)
 
+# %% ../nbs/85_figures.ipynb #beefa0f5
 def cost_quality(
     table:pd.DataFrame, # model, recipe, seconds (above 0), value, low, high, metric, unit; one metric
     cost:str="seconds of training, median of the folds", # what `seconds` are

@@ -70,6 +70,7 @@ def _draw_limits(ax, figure, found, unit):
     key, words = ax.get_legend_handles_labels()
     figure.legend(key, words, loc="outside lower left", ncols=2, frameon=False, fontsize=8)
 
+# %% ../nbs/86_plots.ipynb #5b554fa1
 def bland_altman_plot(
     volumes:pd.DataFrame, # a volumes table of one model and recipe
     scale:str="ml", # differences in mL ("ml"), or ratios of series with both volumes above 0 ("ratio")
