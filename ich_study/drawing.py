@@ -246,4 +246,4 @@ def published(
     alt, (width, height) = _said(alt), drawing._pixels()
     picture = lambda: f'<img alt="{html.escape(alt)}" width="{width}" height="{height}" style="max-width:100%;height:auto" src="data:image/png;base64,{base64.b64encode(drawing.png()).decode()}">'
     below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
-    return Published(f"<figure>{picture() if drawing.holds_images() else drawing.svg(alt)}{below}</figure>")
+    return Published(f"<figure style=\"margin:1rem 0\">{picture() if drawing.holds_images() else drawing.svg(alt)}{below}</figure>")
