@@ -96,7 +96,7 @@ def _lines(words, found, lost, recipe, metric):
     "All models' numbers in a sentence"
     if not found: return f"{words}: not measured"
     sizes = sorted({int(r.n) for r in found.values()})
-    rest = f"; without: {_names(lost)}" if lost else ""
+    rest = f"; {len(lost)} {'model' if len(lost) == 1 else 'models'} not measured" if lost else ""
     return f"{words}, {' to '.join(map(str, sizes[::max(len(sizes) - 1, 1)]))} {next(iter(found.values())).unit}: " + "; ".join(_line(m, r, recipe, metric) for m, r in found.items()) + rest
 
 def _missing(lost):

@@ -12,7 +12,7 @@ import pandas as pd
 
 from .agreement import REFERENCES
 from .areas import auc_delong
-from .counts import EXACT, clopper_pearson
+from .counts import clopper_pearson
 from .detection import NO_CALL, call_estimates
 from .estimates import Estimate, statistics_table, undefined
 from .limits import SDS, limit_coefficients

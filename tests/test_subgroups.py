@@ -62,7 +62,7 @@ def test_a_subtype_is_set_against_series_without_blood(study):
 
 def test_two_series_of_a_patient_widen_the_interval(study):
     called, volumes, series = study
-    twice = [t.assign(patient=[f"p{i//2:02}" for i in range(90)]) for t in study]
+    twice = [t.assign(patient=[f"p{i//6:02}" for i in range(90)]) for t in study]
     row = part(subgroup_table(*twice), "thickness", "sensitivity").iloc[0]
     assert "draws of patients" in row.method and row.value == part(subgroup_table(*study), "thickness", "sensitivity").iloc[0].value
 
