@@ -263,6 +263,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'ich_study.checklist.Page': ('checklist.html#page', 'ich_study/checklist.py'),
                                      'ich_study.checklist.Site': ('checklist.html#site', 'ich_study/checklist.py'),
                                      'ich_study.checklist._look': ('checklist.html#_look', 'ich_study/checklist.py'),
+                                     'ich_study.checklist._look_in': ('checklist.html#_look_in', 'ich_study/checklist.py'),
                                      'ich_study.checklist._missing': ('checklist.html#_missing', 'ich_study/checklist.py'),
                                      'ich_study.checklist._numbers': ('checklist.html#_numbers', 'ich_study/checklist.py'),
                                      'ich_study.checklist._unlike': ('checklist.html#_unlike', 'ich_study/checklist.py'),

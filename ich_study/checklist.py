@@ -159,8 +159,12 @@ def _look(page:Page, kind:str, rest:str)->str:
     if kind == "figure": return "" if any(rest.lower() in alt.lower() for alt in page.figures) else f"no figure of {rest!r}"
     if kind not in _LOOKS: raise StudyError(f"a need of the checklist looks for {kind!r}; it may look for {', '.join(_LOOKS)}")
     name, *wanted = rest.split()
-    numbers = page.numbers.get(name)
-    if numbers is None: return f"no table {name}"
+    found = {n: t for n, t in page.numbers.items() if n.split("__")[0] == name}
+    if not found: return f"no table {name}"
+    return next(filter(None, (_look_in(n, t, kind, wanted) for n, t in found.items())), "")
+
+def _look_in(name, numbers, kind, wanted)->str:
+    "What a table lacks; empty: nothing"
     if not len(numbers): return f"the table {name} has no row"
     if kind == "table": return f"the table {name} has no column {lost[0]}" if (lost := [c for c in wanted if c not in numbers]) else ""
     learned = numbers[numbers.recipe != "none"] if "recipe" in numbers else numbers
