@@ -9,10 +9,12 @@ __all__ = ['WARNING', 'MEANT', 'page_list', 'run_page', 'page_stamps', 'headline
 import hashlib
 import html
 import json
+import re
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
@@ -24,7 +26,7 @@ from .paths import Paths, save_json, study_files
 from .reports import links_table, render
 from .schema import STATISTICS, StudyError
 from .study import Study, list_runs, prepare
-from .sweep import (TABLES, TRAIN, Summary, code_stamp, has_ablation, noted, own_seed, root_paths, run_folder, run_job, run_missing, run_name, save_statistics,
+from .sweep import (TABLES, Summary, code_stamp, has_ablation, noted, own_seed, page_key, root_paths, run_folder, run_job, run_missing, run_name, save_statistics,
                              status, told, train_missing)
 from .tables import page_table, wide_table
 
@@ -38,7 +40,19 @@ def page_list(
             ("compare", "4_compare.ipynb", "Models and recipes", "detection, calibration, volume, cost, and paired comparisons, with intervals"),
             *([("ablation", "5_ablation.ipynb", "Does preprocessing help?", "every recipe against the baseline, on the same patients")] if has_ablation(study) else []),
             *([("external", "6_external.ipynb", "Other data", "the frozen networks on data of another source")] if study.external else []),
-            ("claims", "7_claims.ipynb", "The paper's claims", "each checkable claim, what was measured here, and a verdict")]
+            ("claims", "7_claims.ipynb", "The paper's claims", "each checkable claim, what was measured here, and a verdict"),
+            *((Path(p).stem, str(_own(study, p)), _title(_own(study, p)), "a page of this study's own") for p in study.pages)]
+
+def _own(study, page)->Path:
+    "Where a notebook that the study file names lies: beside the study file"
+    file = (Path(study.file).parent/page).resolve()
+    if not file.is_file(): raise StudyError(f"{study.file}: pages names {page}, but there is no {file}; notebooks are looked for beside the study file")
+    return file
+
+def _title(notebook:Path)->str:
+    "The first heading of a notebook, else its name"
+    heads = [m[1] for c in nbformat.read(notebook, 4).cells if c.cell_type == "markdown" and (m := re.search(r"^# +(.+)$", c.source, flags=re.M))]
+    return heads[0] if heads else notebook.stem
 
 def run_page(
     run:dict, # model, recipe, seed, fold
@@ -64,8 +78,9 @@ def page_stamps(
     other = [f for d in study.external for f in sorted(external_folder(study, d["name"], paths.root).glob("*.parquet"))]
     plan = {k: v for k, v in told(study).items() if k not in ("models", "recipes", "include", "exclude", "parameters", "primary", "family")}
     base = {"cohort": (data, _bytes(folder/"folds.csv"), plan), "preprocess": (data, recipes), "compare": (_bytes(*tables), plan), "ablation": (_bytes(folder/"ablation.parquet"), told(study)),
-            "external": (_bytes(*other, *tables), study.external), "claims": _bytes(*tables, folder/"ablation.parquet", *other)}
-    stamps = {name: _hash(base[name]) for name, *_ in page_list(study)}
+            "external": (_bytes(*other, *tables), study.external), "claims": (plan, _bytes(*tables, folder/"ablation.parquet", *other))}
+    everything = _bytes(*tables, folder/"ablation.parquet", *other)
+    stamps = {name: _hash(base.get(name, everything)) for name, *_ in page_list(study)}
     done = runs[runs.state == "done"].to_dict("records")
     return stamps | {run_page(r): _hash(_bytes(run_folder(study, r, paths)/"run.json")) for r in done}
 
@@ -74,8 +89,8 @@ def _executed(study, run, paths)->Path: return run_folder(study, run, paths)/"ex
 
 def _draw_runs(study, inputs, runs, paths, kernel, slots, progress)->list:
     "Execute the notebooks of finished runs whose page is out of date; sentences on what failed"
-    code, done = code_stamp(TRAIN), runs[runs.state == "done"].to_dict("records")
-    key = {run_page(r): _hash(code, _bytes(run_folder(study, r, paths)/"run.json")) for r in done}
+    done = runs[runs.state == "done"].to_dict("records")
+    key = {run_page(r): page_key(run_folder(study, r, paths)) for r in done}
     stale = [r for r in done if noted(run_folder(study, r, paths)/"page.json") != key[run_page(r)] or not _executed(study, r, paths).is_file()]
     failed = []
     for i, outcome in run_missing([run_job(study, r, paths) for r in stale], slots, kernel, progress=progress):

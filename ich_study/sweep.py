@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRAIN', 'QUIET', 'TABLES', 'BASELINE', 'ALL_PAIRS', 'BACKENDS', 'run_folder', 'status', 'root_paths', 'plan',
            'Summary', 'run_name', 'run_missing', 'own_seed', 'has_ablation', 'save_statistics', 'no_statistics',
-           'noted', 'code_stamp', 'told', 'run_job', 'train_missing', 'cost_table', 'install_kernel']
+           'noted', 'code_stamp', 'told', 'run_job', 'page_key', 'train_missing', 'cost_table', 'install_kernel']
 
 # %% ../nbs/92_sweep.ipynb #40752a92
 import hashlib
@@ -270,6 +270,12 @@ def run_job(
     "What `run_missing` must be given to execute the notebook of a run"
     return run_name(run), study_files()/TRAIN, run_folder(study, run, paths)/"executed.ipynb", run_settings(study, run) | {"root": str(paths.root)}
 
+def page_key(
+    folder:Path, # of a finished run
+)->str: # 16 hexadecimal digits
+    "A hash of what the page of a run is drawn from: its `run.json`, the notebook, and the package"
+    return hashlib.sha256(f"{code_stamp(TRAIN)}{(folder/'run.json').read_text()}".encode()).hexdigest()[:16]
+
 def train_missing(
     study:Study,
     root:str|Path="", # study root; empty: found from the working directory
@@ -290,6 +296,7 @@ def train_missing(
     for i, outcome in run_missing([run_job(study, r, paths) for r in todo], slots, kernel, timeout_s, progress):
         ok = outcome.status == "done" and run_complete(run_folder(study, todo[i], paths), run_fingerprint(study, inputs, todo[i]))
         (summary.done if ok else summary.failed).append((todo[i], outcome))
+        if ok: save_json({"stamp": page_key(run_folder(study, todo[i], paths))}, run_folder(study, todo[i], paths)/"page.json")
     return summary
 
 # %% ../nbs/92_sweep.ipynb #a0187745
