@@ -95,7 +95,7 @@ def subgroup_table(
         groups = _groups(kind, series, judged)
         if len(groups) < 2:
             why = NOT_AVAILABLE if not groups else f"all {len(series)} series are of one group, {next(iter(groups))}: nothing to compare"
-            out.append(dict.fromkeys(by, "all") | dict(kind=kind, group=next(iter(groups), NOT_KNOWN)) | undefined(len(series), why).row("any", "series"))
+            out.append({k: pd.NA if k == "seed" else "all" for k in by} | dict(kind=kind, group=next(iter(groups), NOT_KNOWN)) | undefined(len(series), why).row("any", "series"))
         for name, (members, lone) in groups.items(): out += _group_rows(rows, judged[judged.predicted_ml.notna()], series, dict(kind=kind, group=name), members, lone, by)
     return statistics_table(out, ["kind", "group", *by])
 

@@ -18,10 +18,11 @@ _SHARES = {"accuracy": "accuracy", "sensitivity": "sensitivity", "specificity": 
            "sensitivity_30ml": "sensitivity at 30 mL", "specificity_30ml": "specificity at 30 mL", "accuracy_30ml": "accuracy at 30 mL", "ppv_30ml": "PPV at 30 mL", "npv_30ml": "NPV at 30 mL"}
 _SCORES = {"auc": "AUC", "ap": "average precision", "brier": "Brier score", "log_loss": "log loss", "rsna_log_loss": "RSNA log loss", "ece": "ECE", "calibration_slope": "calibration slope",
            "calibration_intercept": "calibration intercept", "citl": "calibration in the large", "lr_pos": "LR+", "lr_neg": "LR-"}
-_COUNTS = {"tp": "true positive", "fp": "false positive", "fn": "false negative", "tn": "true negative", "unmeasured": "unmeasured", "zero_reference": "true volume 0", "negative": "measured below 0"}
+_COUNTS = {"tp": "true positive", "fp": "false positive", "fn": "false negative", "tn": "true negative", "unmeasured": "unmeasured", "zero_reference": "true volume 0", "negative": "measured below 0", "any": "whole group"}
 _VOLUMES = {"pearson": "Pearson r", "spearman": "Spearman rho", "icc_a1": "ICC(A,1)", "ccc": "CCC", "slope": "proportional bias", "spread_slope": "growth of the spread",
             "median_relative_error": "median relative error", "ratio": "ratio", "ratio_low": "lower limit of the ratio", "ratio_high": "upper limit of the ratio",
-            "bias_ml": "bias", "limit_low_ml": "lower limit", "limit_high_ml": "upper limit", "mae_ml": "mean absolute error", "median_error_ml": "median absolute error", "rmse_ml": "RMSE", "sd_ml": "SD of differences", "normality_p": "p, normal differences", "trend_p": "p, no trend", "spread_p": "p, constant spread", "range_p": "chance agreement", "within_acceptable": "share within the acceptable error"}
+            "bias_ml": "bias", "limit_low_ml": "lower limit", "limit_high_ml": "upper limit", "mae_ml": "mean absolute error", "median_error_ml": "median absolute error", "rmse_ml": "RMSE", "sd_ml": "SD of differences", "normality_p": "p, normal differences", "trend_p": "p, no trend", "spread_p": "p, constant spread", "range_p": "chance agreement", "within_acceptable": "share within the acceptable error",
+            "heat_ratio": "map on the bleed (times chance)", "heat_ratio_elsewhere": "map elsewhere (times chance)", "heat_ratio_shuffled": "with shuffled weights (times chance)", "painted_odds": "odds divided by, bleed painted over"}
 NAMES = {**dict.fromkeys(_SHARES, 2), **dict.fromkeys(_SCORES, 3), **dict.fromkeys(_COUNTS, 0), **dict.fromkeys(_VOLUMES, 2)}
 _WORDS = {**_SHARES, **_SCORES, **_COUNTS, **_VOLUMES}
 
