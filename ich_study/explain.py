@@ -13,10 +13,10 @@ import cv2
 import keras
 import numpy as np
 import pandas as pd
-from keras import layers, ops
+from keras import ops
 from matplotlib.cm import ScalarMappable
 
-from .batches import FoldData, pad_series, padded_length, series_slices
+from .batches import FoldData, pad_series, padded_length
 from .estimates import statistics_table
 from .figures import Drawing
 from .gallery import label_ml
@@ -50,98 +50,114 @@ METHODS = ("hirescam", "gradcam")
 
 @contextmanager
 def _listening(found, zeros, heard):
-    "While it lasts, reading layers keep what they are given in `heard` and add their zero to it"
+    "While it lasts, each reading layer keeps what it is given in `heard` and adds its zero to it"
     def put(layer, i):
         own = layer.call
         def call(x, *more, **named):
             heard[i] = x
-            return own(x if zeros is None else x + zeros[i], *more, **named)
+            return own(x + zeros[i], *more, **named)
         layer.call = call
     for i, layer in enumerate(found): put(layer, i)
     try: yield
     finally:
         for layer in found: layer.__dict__.pop("call", None)
 
-def _slopes(score, zeros):
-    "Slope of the sum of `score(zeros)` with respect to each zero, by the backend's own gradient"
-    backend = keras.backend.backend()
+def _maps_and_slopes(score, found, n):
+    "What the reading layers are given, the slopes of n scores with respect to it, and the scores; by the backend's own gradient"
+    def asked(zeros):
+        heard = {}
+        with _listening(found, zeros, heard): scores = score()
+        return ops.sum(scores), (scores, [heard[i] for i in range(len(found))])
+    zeros, backend = [ops.zeros((n, *layer.input.shape[1:])) for layer in found], keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf  # the gradient is the backend's business
         with tf.GradientTape() as tape:
             tape.watch(zeros)
-            total = ops.sum(score(zeros))
-        return tape.gradient(total, zeros, unconnected_gradients="zero")
-    if backend == "jax":
+            total, (scores, maps) = asked(zeros)
+        slopes = tape.gradient(total, zeros, unconnected_gradients="zero")
+    elif backend == "jax":
         import jax
-        return jax.grad(lambda z: ops.sum(score(z)))(zeros)
-    if backend == "torch":
+        (_, (scores, maps)), slopes = jax.value_and_grad(asked, has_aux=True)(zeros)
+    elif backend == "torch":
         import torch
         for z in zeros: z.requires_grad_(True)
-        return torch.autograd.grad(ops.sum(score(zeros)), zeros, allow_unused=True)
-    raise StudyError(f"heat maps need the backend tensorflow, jax or torch, but this is {backend}; set KERAS_BACKEND")
+        total, (scores, maps) = asked(zeros)
+        slopes = [torch.zeros_like(z) if s is None else s for z, s in zip(zeros, torch.autograd.grad(total, zeros, allow_unused=True))]
+    else: raise StudyError(f"heat maps need the backend tensorflow, jax or torch, but this is {backend}; set KERAS_BACKEND")
+    plain = lambda x: ops.convert_to_numpy(ops.stop_gradient(x))
+    return [plain(m) for m in maps], [plain(s) for s in slopes], plain(scores).astype(float)
 
 # %% ../nbs/83_explain.ipynb #0f5ef6ea
 def _network(fitted): return fitted.model if fitted.unit == "image" else fitted.model.get_layer("image_network").network
 
-def _scorer(fitted, images, rows, at, k):
-    "A function of the normalised images at `at`, of one series for a series model, to their scores"
-    if fitted.unit == "image": return lambda x: fitted.model(x, training=False)["labels"][:, k]
+def _all_features(fitted, data, at):
+    "series -> (its positions, their features), for a series model"
+    asked = data.rows.series.iloc[at].unique()
+    whole = {s: np.flatnonzero((data.rows.series == s).to_numpy(bool)) for s in asked}
+    read = lambda w: ops.convert_to_numpy(_network(fitted)(fitted.normaliser(data.cache.images[w]), training=False))
+    return {s: (w, np.concatenate([read(w[i:i + 32]) for i in range(0, len(w), 32)])) for s, w in whole.items()}
+
+def _in_series(known, rows, at):
+    "One copy of its series per image asked: features of the others, which place is its own, which places are real"
+    found = [known[s] for s in rows.series.iloc[at]]
+    n = padded_length(max(len(w) for w, _ in found))
+    own = np.stack([np.arange(n) == np.flatnonzero(w == i)[0] for (w, _), i in zip(found, at)]).astype(np.float32)
+    others, mask = pad_series([f for _, f in found], 0, n), pad_series([np.ones(len(w)) for w, _ in found], 0, n)
+    return [ops.convert_to_tensor(a) for a in (others*(1 - own[..., None]), own, mask)]
+
+def _scorer(fitted, x, k, others=None, own=None, mask=None):
+    "A function without arguments to the scores of the normalised images x"
+    if own is None: return lambda: fitted.model(x, training=False)["labels"][:, k]
     network, sequence = _network(fitted), fitted.model.get_layer("sequence")
-    whole = np.flatnonzero((rows.series == rows.series.iloc[at[0]]).to_numpy(bool))
-    n = padded_length(len(whole))
-    features = pad_series([network.predict_on_batch(fitted.normaliser(images[whole]))], 0, n)
-    own = np.stack([np.arange(n) == np.flatnonzero(whole == i)[0] for i in at]).astype(np.float32)  # one copy of the series per image asked
-    mask, others = np.repeat(pad_series([np.ones(len(whole))], 0, n), len(at), 0), features*(1 - own[..., None])
-    def score(x):
-        seen = ops.convert_to_tensor(others) + ops.expand_dims(network(x, training=False), 1)*ops.convert_to_tensor(own[..., None])
-        return ops.sum(sequence({"images": seen, "mask": ops.convert_to_tensor(mask)}, training=False)["image_labels"][..., k]*ops.convert_to_tensor(own), 1)
+    def score():
+        seen = others + ops.expand_dims(network(x, training=False), 1)*ops.expand_dims(own, -1)
+        return ops.sum(sequence({"images": seen, "mask": mask}, training=False)["image_labels"][..., k]*own, 1)
     return score
 
-def _batches(fitted, rows, at, batch=64):
-    "Positions within `at`: images together, or those of one series"
-    parts = [np.arange(len(at))] if fitted.unit == "image" else series_slices(rows.iloc[at], np.arange(len(at)))
-    return [p[i:i + batch] for p in parts for i in range(0, len(p), batch)]
-
 # %% ../nbs/83_explain.ipynb #d04db08b
-def _heat(maps, slopes, size, method):
-    "Maps and slopes of all reading layers to (n, size, size), zero or above"
+def _heat(maps, slopes, size, method, places):
+    "Maps and slopes of all reading layers to (n, size, size), zero or above; finer grids are averaged down to one of `places`"
     total = np.zeros((len(maps[0]), *size), np.float32)
     for m, s in zip(maps, slopes):
         if method == "gradcam": s = s.mean((1, 2), keepdims=True)
-        share = (m*s).sum(-1)*m.shape[1]*m.shape[2]  # per place; times their number, so that grids of different sizes can be added
-        total += np.stack([cv2.resize(x.astype(np.float32), size[::-1], interpolation=cv2.INTER_LINEAR) for x in share])
+        share = ((m*s).sum(-1)*m.shape[1]*m.shape[2]).astype(np.float32)  # per place; times their number, so that grids of different sizes can be added
+        if min(m.shape[1:3]) > places: share = np.stack([cv2.resize(x, (places, places), interpolation=cv2.INTER_AREA) for x in share])
+        total += np.stack([cv2.resize(x, size[::-1], interpolation=cv2.INTER_LINEAR) for x in share])
     return np.maximum(total, 0)
 
-def _check_asked(fitted, label, method):
+def _check_asked(fitted, data, at, label, method, images, places):
     if label not in LABELS: raise StudyError(f"no label is called {label!r}; there are {', '.join(LABELS)}")
     if method not in METHODS: raise StudyError(f"no way to weigh maps is called {method!r}; there are {', '.join(METHODS)}")
-    found = reading_layers(_network(fitted))
-    if not found: raise StudyError(f"{_network(fitted).name} never gives up a grid of {PLACES} x {PLACES} places, so there are no maps to read; its images must be {PLACES} pixels or larger")
+    if at.ndim != 1 or not len(at): raise StudyError(f"positions of images are wanted, one or more, but got an array of shape {at.shape}")
+    size = len(data.rows)
+    if at.dtype.kind not in "iu" or at.min() < 0 or at.max() >= size: raise StudyError(f"positions lie between 0 and {size - 1}, but {at.min()} to {at.max()} came; take them from `data.where`")
+    if images is not None and images.shape != (len(at), *data.cache.images.shape[1:]): raise StudyError(f"{len(at)} images of shape {data.cache.images.shape[1:]} are wanted to look at, but got {images.shape}")
+    found = reading_layers(_network(fitted), places)
+    if not found: raise StudyError(f"{_network(fitted).name} never gives up a grid of {places} x {places} places, so there are no maps to read; its images must have {places} pixels or more")
     return found
 
 def grad_cam(
     fitted:Fitted,
     data:FoldData,
-    at, # (n,) positions of images in the cache, those of a series together
+    at, # (n,) positions of images in the cache
     label:str="any", # one of LABELS
     method:str="hirescam", # one of METHODS
     images:np.ndarray|None=None, # uint8 (n, size, size, channels) to look at instead of the cached ones at `at`
+    places:int=PLACES, # rows and columns of the grid that is read, at least
 )->tuple: # float32 (n, size, size), the highest place of each map 1, or all 0; (n,) scores as the network gives them
     "Which places of each image raised the score of a label"
-    found, at = _check_asked(fitted, label, method), np.asarray(at, int)
-    if at.ndim != 1 or not len(at): raise StudyError(f"positions of images are wanted, one or more, but got an array of shape {at.shape}")
-    heats, scores = [], []
-    for part in _batches(fitted, data.rows, at):
-        x = ops.convert_to_tensor(fitted.normaliser(data.cache.images[at[part]] if images is None else images[part]))
-        score, heard = _scorer(fitted, data.cache.images, data.rows, at[part], LABELS.index(label)), {}
-        with _listening(found, None, heard): scores.append(ops.convert_to_numpy(score(x)))
-        maps = [ops.convert_to_numpy(heard[i]) for i in range(len(found))]
-        def moved(zeros):
-            with _listening(found, zeros, {}): return score(x)
-        slopes = _slopes(moved, [ops.zeros(m.shape) for m in maps])
-        heats.append(_heat(maps, [0*m if s is None else ops.convert_to_numpy(s) for m, s in zip(maps, slopes)], tuple(x.shape[1:3]), method))
-    heats, top = np.concatenate(heats), np.concatenate(heats).max((1, 2), keepdims=True)
-    return np.divide(heats, top, out=np.zeros_like(heats), where=top > 0), np.concatenate(scores).astype(float)
+    at = np.asarray(at)
+    found, images = _check_asked(fitted, data, at, label, method, images, places), data.cache.images[at] if images is None else images
+    known = {} if fitted.unit == "image" else _all_features(fitted, data, at)
+    batch, heats, scores = max(4, 2**18//images.shape[1]**2), [], []
+    for part in (slice(i, i + batch) for i in range(0, len(at), batch)):
+        x = ops.convert_to_tensor(fitted.normaliser(images[part]))
+        score = _scorer(fitted, x, LABELS.index(label), *(_in_series(known, data.rows, at[part]) if known else ()))
+        *read, said = _maps_and_slopes(score, found, len(x))
+        heats.append(_heat(*read, tuple(images.shape[1:3]), method, places)); scores.append(said)
+    heats = np.concatenate(heats)
+    top = heats.max((1, 2), keepdims=True)
+    return np.divide(heats, top, out=np.zeros_like(heats), where=top > 0), np.concatenate(scores)
 
 # %% ../nbs/83_explain.ipynb #4ded0725
 @contextmanager
@@ -190,28 +206,28 @@ def heat_shares(
     predictions:pd.DataFrame, # a predictions table of this run and one split
     thresholds:pd.DataFrame, # of this run
     method:str="hirescam", # one of METHODS
+    places:int=PLACES, # as in `grad_cam`
     shuffles:int=3, # times the weights are shuffled, 1 or more
     seed:int=17,
     most:int=MOST, # images at most; of more, evenly chosen
 )->pd.DataFrame: # columns SHARES, one row per image with blood and a known mask; no row where there is none
     "How much of the map of `any` lies inside the bleed"
-    if shuffles < 1: raise StudyError(f"the weights must be shuffled once or more, not {shuffles} times")
+    if shuffles < 1 or most < 1: raise StudyError(f"the weights are shuffled and images looked at once or more, not {shuffles} and {most} times")
     images = apply_thresholds(predictions[(predictions.subtype == "any") & predictions.image.notna()], thresholds)
     at = _outlined(data, images, most)
     if not len(at): return pd.DataFrame(columns=list(SHARES))
     rows, parts = data.rows.iloc[at], data.cache.masks[at]/np.float32(255)
-    heats, score = grad_cam(fitted, data, at, method=method)
+    heats, score = grad_cam(fitted, data, at, method=method, places=places)
     painted = grad_cam(fitted, data, at, images=_painted(data.cache.images[at], data.cache.masks[at]))[1]
     shuffled = []
     for i in range(shuffles):
-        with shuffled_weights(fitted.model, seed + i): shuffled.append(_ratios(grad_cam(fitted, data, at, method=method)[0], parts))
+        with shuffled_weights(fitted.model, seed + i): shuffled.append(_ratios(grad_cam(fitted, data, at, method=method, places=places)[0], parts))
     patient = rows.patient.to_numpy(str)
     others = np.stack([parts[patient != p].mean(0) if (patient != p).any() else np.full(parts.shape[1:], np.nan) for p in patient])
     said = rows[["series", "image"]].astype(str).merge(images[["series", "image", "score", "called"]].astype({"series": str, "image": str}), on=["series", "image"], how="left")
-    known = ~np.isnan(shuffled)
     return pd.DataFrame({"patient": patient, "series": said.series, "image": said.image, "ml": label_ml(rows, "any"), "score": said.score, "called": said.called.astype("boolean"),
                          "area": parts.mean((1, 2)), "inside": _ratios(heats, parts)*parts.mean((1, 2)), "ratio": _ratios(heats, parts), "elsewhere": _ratios(heats, others),
-                         "shuffled": np.divide(np.nansum(shuffled, 0), known.sum(0), out=np.full(len(at), np.nan), where=known.any(0)), "odds": _odds(score)/_odds(painted)})
+                         "shuffled": pd.DataFrame(shuffled).median().to_numpy(), "odds": _odds(score)/_odds(painted)})
 
 # %% ../nbs/83_explain.ipynb #5dc23e5a
 WANTED = 3. # times its share of area that a map's mass inside the bleed should be
@@ -267,9 +283,15 @@ def _tile(ax, picture, heat, mask, title):
 
 def _title(p):
     known = lambda v: "mL not known" if pd.isna(v) else f"{v:.1f} mL" if v < 10 else f"{v:.0f} mL"
-    first = p.kind if p.kind.startswith("volume") else f"{p.subtype}, {p.kind}"
-    if pd.isna(p.predicted_ml) or p.kind == "false alarm": return f"{first}\n{known(p.ml)}, score {p.score:.2f}"
-    return f"{first}\ntrue {known(p.truth_ml)}, measured {known(p.predicted_ml)}"
+    if p.kind in ("small", "large", "only"): return f"{p.subtype}, {p.kind}\n{known(p.ml)}, score {p.score:.2f}"
+    if p.kind.startswith("volume"): return f"{p.kind}\ntrue {known(p.truth_ml)}, measured {known(p.predicted_ml)}"
+    return f"{p.kind}\n{known(p.ml if pd.isna(p.truth_ml) else p.truth_ml)}, score {p.score:.2f}"
+
+def _heats(fitted, data, at, subtypes, method):
+    "One map per pick, each of its own label"
+    found, labels = np.zeros((len(at), *data.cache.images.shape[1:3]), np.float32), np.asarray(subtypes, str)
+    for label in dict.fromkeys(labels): found[labels == label] = grad_cam(fitted, data, at[labels == label], label, method)[0]
+    return found
 
 def draw_maps(
     fitted:Fitted,
@@ -284,15 +306,14 @@ def draw_maps(
         return figure
     place = {(s, i): n for n, (s, i) in enumerate(zip(data.rows.series.astype(str), data.rows.image.astype(str)))}
     if lost := [p.image for p in picks.itertuples() if (str(p.series), str(p.image)) not in place]: raise StudyError(f"{len(lost)} picked images are not in the cache, first: {lost[0]}; pick from the same study")
-    deep = -(-len(picks)//columns)
-    figure = Drawing(figsize=(6.8, 1.98*deep + .45), dpi=90, layout="constrained")
+    at, deep = np.array([place[str(p.series), str(p.image)] for p in picks.itertuples()]), -(-len(picks)//columns)
+    figure = Drawing(figsize=(6.8, 1.98*deep + .55), dpi=90, layout="constrained")
+    figure.get_layout_engine().set(h_pad=.05)
     axes = figure.subplots(deep, columns, squeeze=False)
     for ax in axes.flat: ax.axis("off")
-    for ax, p in zip(axes.flat, picks.itertuples()):
-        at = place[str(p.series), str(p.image)]
-        masked = data.cache.masks is not None and data.cache.masked[at]
-        heat = grad_cam(fitted, data, [at], p.subtype, method)[0][0]
-        _tile(ax, as_picture(data.cache.images[at]), heat, data.cache.masks[at]/255 if masked else None, _title(p))
+    for ax, p, i, heat in zip(axes.flat, picks.itertuples(), at, _heats(fitted, data, at, picks.subtype, method)):
+        known = data.cache.masks is not None and data.cache.masked[i]
+        _tile(ax, as_picture(data.cache.images[i]), heat, data.cache.masks[i]/255 if known else None, _title(p))
     bar = figure.colorbar(ScalarMappable(cmap="cividis"), ax=axes, location="bottom", aspect=60, shrink=.5, pad=.01, ticks=(0, *LEVELS, 1))
-    bar.set_label("map, in parts of its highest place", fontsize=7); bar.ax.tick_params(labelsize=7)
+    bar.set_label("map, in parts of its highest place; dotted: true outline", fontsize=7); bar.ax.tick_params(labelsize=7)
     return figure

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .schema import LABELS, SUBTYPES, StudyError
-from .units import apply_thresholds
+from .units import RUN, apply_thresholds
 
 # %% ../nbs/68_gallery.ipynb #6fe2588e
 def label_ml(
@@ -34,7 +34,7 @@ def _called(predictions, thresholds, label="any"):
     "(images, series) of one split with truth, score, call"
     if predictions.empty: raise StudyError("there are no predictions to pick images from; give those of a run")
     if predictions.split.nunique() > 1: raise StudyError(f"the predictions mix the splits {', '.join(sorted(predictions.split.unique()))}; choose the rows of one")
-    if label not in LABELS: raise StudyError(f"no label is called {label!r}; there are {', '.join(LABELS)}")
+    if len(runs := predictions[[c for c in RUN if c in predictions]].drop_duplicates()) > 1: raise StudyError(f"the predictions mix {len(runs)} runs; choose the rows of one")
     rows = apply_thresholds(predictions[predictions.subtype == label], thresholds)
     return rows[rows.image.notna()], rows[rows.image.isna()]
 
@@ -47,6 +47,9 @@ def _join(images, rows, label):
 
 def _pick(kind, label, row, **more):
     return dict(kind=kind, subtype=label, series=row.series, image=row.image, truth=row.truth, score=row.score, ml=row.ml, truth_ml=np.nan, predicted_ml=np.nan) | more
+
+def _check_count(n):
+    if n < 0 or n != int(n): raise StudyError(f"{n} images of a kind cannot be shown; ask for 0 or more")
 
 def _table(picks): return pd.DataFrame(picks, columns=list(PICKS)).astype({"truth": "boolean"})
 
@@ -74,6 +77,7 @@ def pick_gallery(
     wrong:int=3, # images at most of each kind of error
 )->pd.DataFrame: # columns PICKS: small and large bleeds of each label, then errors
     "Images of each kind of bleed, and images where the network is wrong"
+    _check_count(wrong)
     picks = []
     for label in LABELS[1:] + LABELS[:1]:
         images = _join(_called(predictions, thresholds, label)[0], rows, label)
@@ -112,6 +116,8 @@ def pick_failures(
     image_ml:np.ndarray|None=None, # (images of the cache,) predicted mL; None or NaN: not known
 )->pd.DataFrame: # columns PICKS; `score` of the series, `ml` of the image
     "The worst failures of a run, each with the image that shows it best"
+    _check_count(most)
+    if image_ml is not None and np.shape(image_ml) != (len(rows),): raise StudyError(f"there are predicted mL of shape {np.shape(image_ml)} for {len(rows)} images; give one number per row of the cache")
     if "split" in volumes and set(volumes.split) - set(predictions.split): raise StudyError(f"predictions are of the split {', '.join(predictions.split.unique())}, volumes of {', '.join(volumes.split.unique())}; choose one")
     images, series = _called(predictions, thresholds)
     images = _join(images, rows, "any")
