@@ -1,12 +1,12 @@
 """Frozen networks on other data: nobody twice, nothing fitted there, nothing predicted twice."""
 import json
-import os
 from dataclasses import replace
-from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from scipy.special import logit
 
 from ich_study.batches import fold_data
@@ -15,10 +15,11 @@ from ich_study.calibration import fit_recalibration
 from ich_study.external import (ALL, MAJORITY, MENDED, OTHERS, RAW, batch_parts, check_apart, combine_folds, combine_volumes, external_answer, external_calibration,
                                 external_detection, external_drop, external_folder, external_tables, predict_external, read_external, recalibrate,
                                 recalibration_lines, save_external, with_series_truth)
-from ich_study.paths import Paths
+from ich_study.paths import Paths, study_files
 from ich_study.phantom import SCANNERS, patient_numbers
 from ich_study.predictions import load_run, save_run
-from ich_study.schema import LABELS, SUBTYPES, StudyError, check_table
+from ich_study.reports import execute
+from ich_study.schema import SUBTYPES, StudyError, check_table
 from ich_study.study import check_study, list_runs, load_study, prepare, prepare_external, run_fingerprint
 from ich_study.train import describe_run, fit_model, make_settings, predict_fold, save_fitted
 from ich_study.units import choose_thresholds
@@ -187,13 +188,20 @@ def test_change_of_the_area_is_external_minus_internal():
     tested = home[home.split == "test"]
     far = pd.concat([rows(np.linspace(0, 1, 30), np.arange(30) % 2 == 0, fold=k) for k in range(2)])
     both = combine_folds(far, cuts([.5, .5]))
-    none = pd.DataFrame(columns=["x"])
     volumes = check_table(pd.DataFrame([{**RUN, "fold": 0, "split": "external", "dataset": "d", "patient": f"q{k}", "series": f"q{k}", "subtype": "any", "volume_source": "mask", "truth_ml": 3., "predicted_ml": 5.} for k in range(5)]), "volumes")
     drop = external_drop(tested, far, both, volumes.assign(split="test", predicted_ml=4.), volumes).set_index(["networks", "metric"])
     area = lambda t: (t.score[t.truth].to_numpy()[:, None] > t.score[~t.truth].to_numpy()).mean()
     assert np.isclose(drop.value[("combined", "auc change")], area(both) - area(tested)) and drop.high[("combined", "auc change")] < 0
     assert np.isclose(drop.value[("single", "auc internal")], np.mean([area(tested[tested.fold == k]) for k in range(2)]))
-    assert drop.value[("combined", "mae_ml change")] == 1 and "worse" in external_answer(drop.reset_index())[0] and none.empty
+    assert drop.value[("combined", "mae_ml change")] == 1 and "worse" in external_answer(drop.reset_index())[0]
+
+
+def test_few_patients_of_a_class_are_said():
+    home = homes().assign(called=True)
+    far = rows(np.linspace(0, 1, 30), np.arange(30) >= 26)
+    none = check_table(pd.DataFrame(columns=["analysis", "model", "recipe", "variant", "seed", "fold", "split", "dataset", "patient", "series", "subtype", "volume_source", "truth_ml", "predicted_ml"]), "volumes")
+    drop = external_drop(home[home.split == "test"], far, combine_folds(far, cuts([.5])), none, none)
+    assert drop.reason[drop.metric == "auc change"].str.contains("only 4 patients").all() and "only 4 patients" in external_answer(drop)[0]
 
 
 # --- from end to end ---
@@ -240,6 +248,20 @@ def test_data_that_are_not_there_have_a_reason(made):
     named = replace(study, external=(GONE | {"folder": "/home/Jane Doe/cq500"},))
     assert "Jane" not in save_external(named, inputs, folders, root, progress=False).reason[0]
     save_external(study, inputs, folders, root, progress=False)
+
+
+def test_page_of_data_that_are_there_and_are_not(made, tmp_path):
+    study, inputs, folders, root, _ = made
+    file = tmp_path/"ours.yml"
+    file.write_text(yaml.safe_dump(SAID | {"external": [FAR, GONE]}))
+    done = execute(study_files()/"6_external.ipynb", tmp_path/"out.ipynb", {"study": str(file), "root": str(root)})
+    assert done.status == "done", done.error
+    said = "\n".join(o.get("data", {}).get("text/markdown", "") + o.get("data", {}).get("text/html", "") for c in nbformat.read(tmp_path/"out.ipynb", 4).cells for o in c.get("outputs", []))
+    assert "the data are not there: looked for in `data/cq500`" in said and "### far" in said and "Synthetic images" in said and "SYN45" in said and str(root) not in said
+    plain = tmp_path/"none.yml"
+    plain.write_text(yaml.safe_dump(SAID))
+    done = execute(study_files()/"6_external.ipynb", tmp_path/"none.ipynb", {"study": str(plain), "root": str(root)})
+    assert done.status == "done" and "names no external data" in (tmp_path/"none.ipynb").read_text()
 
 
 def test_only_a_changed_run_predicts_again(made):
