@@ -583,6 +583,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ich_study.external._not_there': ('external.html#_not_there', 'ich_study/external.py'),
                                     'ich_study.external._predicted': ('external.html#_predicted', 'ich_study/external.py'),
                                     'ich_study.external._prevalence': ('external.html#_prevalence', 'ich_study/external.py'),
+                                    'ich_study.external._quiet': ('external.html#_quiet', 'ich_study/external.py'),
                                     'ich_study.external._run_stamp': ('external.html#_run_stamp', 'ich_study/external.py'),
                                     'ich_study.external._save_one': ('external.html#_save_one', 'ich_study/external.py'),
                                     'ich_study.external._score_changes': ('external.html#_score_changes', 'ich_study/external.py'),

@@ -11,6 +11,8 @@ __all__ = ['MAJORITY', 'LEAST_BATCH', 'ALL', 'OTHERS', 'COMBINED', 'RAW', 'MENDE
 
 # %% ../nbs/91_external.ipynb #97aa1e56
 import json
+import logging
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +66,15 @@ def with_series_truth(
     return check_table(predictions.assign(truth=truth), "predictions"), check_table(volumes, "volumes")
 
 # %% ../nbs/91_external.ipynb #9bbe4b12
+@contextmanager
+def _quiet():
+    "Without TensorFlow's remark that many networks are used one after the other, which is what is wanted here"
+    log = logging.getLogger("tensorflow")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try: yield
+    finally: log.setLevel(level)
+
 def _predicted(run:Path, other:External)->tuple:
     "Predictions and volumes of one frozen network on every external series"
     import keras  # seconds to load, and pages of stored tables need none of it
@@ -75,10 +86,11 @@ def _predicted(run:Path, other:External)->tuple:
     if cache is None or cache.recipe["hash"] != recipe.hash:
         raise StudyError(f"{run} learnt from images of recipe {recipe.name} ({recipe.hash}), and the external images were not made by it; run it again")
     names = {k: about[k] for k in ("analysis", *RUN)}
-    scores, ml, own = predict_rows(fitted, cache.images, cache.rows, np.arange(len(cache.rows)))
+    with _quiet(): scores, ml, own = predict_rows(fitted, cache.images, cache.rows, np.arange(len(cache.rows)))
     keras.utils.clear_session()
     return with_series_truth(prediction_table(cache.rows, scores, names, "external", own), volume_table(cache.rows, ml, names, "external"), other.series)
 
+# %% ../nbs/91_external.ipynb #7217eab7
 def external_folder(
     study:Study,
     name:str, # of the external data
@@ -270,6 +282,7 @@ def _few(home, away)->str:
     least = min(g.patient[g.truth == side].nunique() for g in (home, away) for side in (True, False))
     return f"only {least} patients of a class: the interval is too narrow" if least < LEAST_CLASS else ""
 
+# %% ../nbs/91_external.ipynb #7bdae988
 def _draws(g, seed)->tuple: return draw_patients(g.patient.to_numpy(), seed=seed, observed=True)
 
 def _score_changes(home, away)->list:
@@ -396,6 +409,7 @@ def _not_there(dataset, paths)->str:
     place = f"`{dataset['folder']}` below the study root" if not folder.is_absolute() and ".." not in folder.parts else "the folder that the study file names"
     return f"the data are not there: looked for in {place}; put them there, or link to them, and make the pages again"
 
+# %% ../nbs/91_external.ipynb #dfca5191
 def save_external(
     study:Study,
     inputs:Inputs, # from `prepare`
