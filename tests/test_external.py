@@ -1,5 +1,6 @@
 """Frozen networks on other data: nobody twice, nothing fitted there, nothing predicted twice."""
 import json
+import shutil
 from dataclasses import replace
 
 import nbformat
@@ -25,7 +26,7 @@ from ich_study.train import describe_run, fit_model, make_settings, predict_fold
 from ich_study.units import choose_thresholds
 
 RUN = dict(analysis="a", model="m", recipe="r", variant="base", seed=17)
-FAR = {"name": "far", "kind": "phantom", "patients": 6, "seed": 91, "scanner": "B", "positive": .5}
+FAR = {"name": "far", "kind": "phantom", "patients": 4, "seed": 91, "scanner": "B", "positive": .5}
 GONE = {"name": "cq500", "kind": "cq500", "folder": "data/cq500"}
 SAID = {"name": "ours", "dataset": {"kind": "phantom", "patients": 6, "seed": 2}, "models": ["bhcnet"], "recipes": ["plain"], "folds": 2, "accept_classes": list(SUBTYPES)}
 
@@ -227,16 +228,16 @@ def test_end_to_end(made):
     study, inputs, folders, root, states = made
     assert states.state.tolist() == ["ready", "missing"]
     state, tables = read_external(study, "far", root)
-    assert tables["external_predictions"].series.nunique() == 6 and set(tables["external_predictions"].dataset) == {"far"}
+    assert tables["external_predictions"].series.nunique() == 4 and set(tables["external_predictions"].dataset) == {"far"}
     share = tables["external_detection"].query("metric == 'prevalence' and subtype == 'any' and unit == 'patient'")
-    assert share.value.tolist() == [.5] and share.n.tolist() == [6]
+    assert share.value.tolist() == [.5] and share.n.tolist() == [4]
     for name in ("external_detection", "external_calibration", "external_drop", "external_agreement", "external_folds", "external_lines"):
         t = tables[name]
         assert len(t) and not ((t.value.isna() | t.low.isna()) & t.reason.isna()).any(), name
     who = tables["who"].set_index("measure")
     assert who.external["noise (HU)"] == "5 to 9" and who.internal["noise (HU)"] == "3 to 6" and "SYN45" in who.external["maker and kernel"]
     cohort = json.loads((root/"data/far/cohort.json").read_text())
-    assert cohort["positive"] == .5 and len(cohort["numbers"]) == 6 and cohort["scanner"]["name"] == "B"
+    assert cohort["positive"] == .5 and len(cohort["numbers"]) == 4 and cohort["scanner"]["name"] == "B"
 
 
 def test_data_that_are_not_there_have_a_reason(made):
@@ -303,3 +304,26 @@ def test_fingerprints_of_runs_do_not_know_of_external_data(made):
     study, inputs, folders, root, _ = made
     alone = check_study(SAID)
     assert [run_fingerprint(alone, prepare(alone, root, progress=False), r) for r in list_runs(alone)] == [run_fingerprint(study, inputs, r) for r in list_runs(study)]
+
+
+def test_cq500_with_its_batches_and_labels_of_series(made):
+    study, inputs, folders, root, _ = made
+    code, readers = ("ICH", "EDH", "IPH", "IVH", "SAH", "SDH"), ("R1", "R2", "R3")
+    truth = pd.read_csv(root/"data/far/truth.csv").groupby("patient").subtype.agg(set)
+    rows_ = []
+    for k, source in enumerate(sorted((root/"data/far/dicom").iterdir())[:3]):
+        shutil.copytree(source, root/f"data/cq500/CQ500CT{k} CQ500CT{k}/Unknown Study/CT Plain")
+        has = truth.get(source.name, set())
+        flags = dict(zip(code, [int(bool(has)), *(int(s in has) for s in SUBTYPES)]))
+        rows_.append({"name": f"CQ500-CT-{k}", "Category": "B1" if k < 2 else "B2"} | {f"{r}:{c}": v for r in readers for c, v in flags.items()})
+    pd.DataFrame(rows_).to_csv(root/"data/cq500/reads.csv", index=False)
+    try:
+        other = prepare_external(study, "cq500", root, progress=False)
+        assert sorted(other.batches) == ["B1", "B1", "B2"]
+        assert save_external(study, inputs, folders, root, progress=False).state.tolist() == ["ready", "ready"]
+        tables = read_external(study, "cq500", root)[1]
+        seen = tables["external_predictions"]
+        assert seen.truth.notna().all() and set(seen.series) == set(other.series.series)
+        assert seen[seen.subtype == "any"].truth.sum() == sum(bool(truth.get(p.name, set())) for p in sorted((root/"data/far/dicom").iterdir())[:3])
+        assert tables["external_agreement"].empty and tables["who"].set_index("measure").external["noise (HU)"] == "not known"
+    finally: shutil.rmtree(root/"data/cq500")
