@@ -279,7 +279,7 @@ def _index(d:dict, name:str, folder:Path, place:Path, paths:Paths, workers:int, 
     shutil.rmtree(options["parts"], ignore_errors=True)
     return check_table(index, "index"), check_table(series, "series")
 
-
+# %% ../nbs/64_study.ipynb #17e80f20
 def _there(d:dict, name:str, what:str, paths:Paths)->Path:
     "The folder of some data; only that of a phantom may be missing, since it is written"
     folder = paths.root/data_folder(d, name)
@@ -290,6 +290,7 @@ def _caches(study, index, recipes, size, paths, workers, progress)->dict:
     "The caches of an index by the name of the recipe"
     return {r: build_cache(index, make_recipe(r, size or IMAGE_SIZE[study.profile]), paths, workers, progress) for r in recipes or study.recipes}
 
+# %% ../nbs/64_study.ipynb #cd4479f9
 def prepare(
     study:Study,
     root:str|Path="", # study root; empty: found from the working directory

@@ -1,12 +1,13 @@
 """Frozen networks on other data: nobody twice, nothing fitted there, nothing predicted twice."""
 import json
-import os
+import shutil
 from dataclasses import replace
-from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from scipy.special import logit
 
 from ich_study.batches import fold_data
@@ -15,16 +16,17 @@ from ich_study.calibration import fit_recalibration
 from ich_study.external import (ALL, MAJORITY, MENDED, OTHERS, RAW, batch_parts, check_apart, combine_folds, combine_volumes, external_answer, external_calibration,
                                 external_detection, external_drop, external_folder, external_tables, predict_external, read_external, recalibrate,
                                 recalibration_lines, save_external, with_series_truth)
-from ich_study.paths import Paths
+from ich_study.paths import Paths, study_files
 from ich_study.phantom import SCANNERS, patient_numbers
 from ich_study.predictions import load_run, save_run
-from ich_study.schema import LABELS, SUBTYPES, StudyError, check_table
+from ich_study.reports import execute
+from ich_study.schema import SUBTYPES, StudyError, check_table
 from ich_study.study import check_study, list_runs, load_study, prepare, prepare_external, run_fingerprint
 from ich_study.train import describe_run, fit_model, make_settings, predict_fold, save_fitted
 from ich_study.units import choose_thresholds
 
 RUN = dict(analysis="a", model="m", recipe="r", variant="base", seed=17)
-FAR = {"name": "far", "kind": "phantom", "patients": 6, "seed": 91, "scanner": "B", "positive": .5}
+FAR = {"name": "far", "kind": "phantom", "patients": 4, "seed": 91, "scanner": "B", "positive": .5}
 GONE = {"name": "cq500", "kind": "cq500", "folder": "data/cq500"}
 SAID = {"name": "ours", "dataset": {"kind": "phantom", "patients": 6, "seed": 2}, "models": ["bhcnet"], "recipes": ["plain"], "folds": 2, "accept_classes": list(SUBTYPES)}
 
@@ -187,13 +189,20 @@ def test_change_of_the_area_is_external_minus_internal():
     tested = home[home.split == "test"]
     far = pd.concat([rows(np.linspace(0, 1, 30), np.arange(30) % 2 == 0, fold=k) for k in range(2)])
     both = combine_folds(far, cuts([.5, .5]))
-    none = pd.DataFrame(columns=["x"])
     volumes = check_table(pd.DataFrame([{**RUN, "fold": 0, "split": "external", "dataset": "d", "patient": f"q{k}", "series": f"q{k}", "subtype": "any", "volume_source": "mask", "truth_ml": 3., "predicted_ml": 5.} for k in range(5)]), "volumes")
     drop = external_drop(tested, far, both, volumes.assign(split="test", predicted_ml=4.), volumes).set_index(["networks", "metric"])
     area = lambda t: (t.score[t.truth].to_numpy()[:, None] > t.score[~t.truth].to_numpy()).mean()
     assert np.isclose(drop.value[("combined", "auc change")], area(both) - area(tested)) and drop.high[("combined", "auc change")] < 0
     assert np.isclose(drop.value[("single", "auc internal")], np.mean([area(tested[tested.fold == k]) for k in range(2)]))
-    assert drop.value[("combined", "mae_ml change")] == 1 and "worse" in external_answer(drop.reset_index())[0] and none.empty
+    assert drop.value[("combined", "mae_ml change")] == 1 and "worse" in external_answer(drop.reset_index())[0]
+
+
+def test_few_patients_of_a_class_are_said():
+    home = homes().assign(called=True)
+    far = rows(np.linspace(0, 1, 30), np.arange(30) >= 26)
+    none = check_table(pd.DataFrame(columns=["analysis", "model", "recipe", "variant", "seed", "fold", "split", "dataset", "patient", "series", "subtype", "volume_source", "truth_ml", "predicted_ml"]), "volumes")
+    drop = external_drop(home[home.split == "test"], far, combine_folds(far, cuts([.5])), none, none)
+    assert drop.reason[drop.metric == "auc change"].str.contains("only 4 patients").all() and "only 4 patients" in external_answer(drop)[0]
 
 
 # --- from end to end ---
@@ -219,16 +228,16 @@ def test_end_to_end(made):
     study, inputs, folders, root, states = made
     assert states.state.tolist() == ["ready", "missing"]
     state, tables = read_external(study, "far", root)
-    assert tables["external_predictions"].series.nunique() == 6 and set(tables["external_predictions"].dataset) == {"far"}
+    assert tables["external_predictions"].series.nunique() == 4 and set(tables["external_predictions"].dataset) == {"far"}
     share = tables["external_detection"].query("metric == 'prevalence' and subtype == 'any' and unit == 'patient'")
-    assert share.value.tolist() == [.5] and share.n.tolist() == [6]
+    assert share.value.tolist() == [.5] and share.n.tolist() == [4]
     for name in ("external_detection", "external_calibration", "external_drop", "external_agreement", "external_folds", "external_lines"):
         t = tables[name]
         assert len(t) and not ((t.value.isna() | t.low.isna()) & t.reason.isna()).any(), name
     who = tables["who"].set_index("measure")
     assert who.external["noise (HU)"] == "5 to 9" and who.internal["noise (HU)"] == "3 to 6" and "SYN45" in who.external["maker and kernel"]
     cohort = json.loads((root/"data/far/cohort.json").read_text())
-    assert cohort["positive"] == .5 and len(cohort["numbers"]) == 6 and cohort["scanner"]["name"] == "B"
+    assert cohort["positive"] == .5 and len(cohort["numbers"]) == 4 and cohort["scanner"]["name"] == "B"
 
 
 def test_data_that_are_not_there_have_a_reason(made):
@@ -240,6 +249,20 @@ def test_data_that_are_not_there_have_a_reason(made):
     named = replace(study, external=(GONE | {"folder": "/home/Jane Doe/cq500"},))
     assert "Jane" not in save_external(named, inputs, folders, root, progress=False).reason[0]
     save_external(study, inputs, folders, root, progress=False)
+
+
+def test_page_of_data_that_are_there_and_are_not(made, tmp_path):
+    study, inputs, folders, root, _ = made
+    file = tmp_path/"ours.yml"
+    file.write_text(yaml.safe_dump(SAID | {"external": [FAR, GONE]}))
+    done = execute(study_files()/"6_external.ipynb", tmp_path/"out.ipynb", {"study": str(file), "root": str(root)})
+    assert done.status == "done", done.error
+    said = "\n".join(o.get("data", {}).get("text/markdown", "") + o.get("data", {}).get("text/html", "") for c in nbformat.read(tmp_path/"out.ipynb", 4).cells for o in c.get("outputs", []))
+    assert "the data are not there: looked for in `data/cq500`" in said and "### far" in said and "Synthetic images" in said and "SYN45" in said and str(root) not in said
+    plain = tmp_path/"none.yml"
+    plain.write_text(yaml.safe_dump(SAID))
+    done = execute(study_files()/"6_external.ipynb", tmp_path/"none.ipynb", {"study": str(plain), "root": str(root)})
+    assert done.status == "done" and "names no external data" in (tmp_path/"none.ipynb").read_text()
 
 
 def test_only_a_changed_run_predicts_again(made):
@@ -281,3 +304,26 @@ def test_fingerprints_of_runs_do_not_know_of_external_data(made):
     study, inputs, folders, root, _ = made
     alone = check_study(SAID)
     assert [run_fingerprint(alone, prepare(alone, root, progress=False), r) for r in list_runs(alone)] == [run_fingerprint(study, inputs, r) for r in list_runs(study)]
+
+
+def test_cq500_with_its_batches_and_labels_of_series(made):
+    study, inputs, folders, root, _ = made
+    code, readers = ("ICH", "EDH", "IPH", "IVH", "SAH", "SDH"), ("R1", "R2", "R3")
+    truth = pd.read_csv(root/"data/far/truth.csv").groupby("patient").subtype.agg(set)
+    rows_ = []
+    for k, source in enumerate(sorted((root/"data/far/dicom").iterdir())[:3]):
+        shutil.copytree(source, root/f"data/cq500/CQ500CT{k} CQ500CT{k}/Unknown Study/CT Plain")
+        has = truth.get(source.name, set())
+        flags = dict(zip(code, [int(bool(has)), *(int(s in has) for s in SUBTYPES)]))
+        rows_.append({"name": f"CQ500-CT-{k}", "Category": "B1" if k < 2 else "B2"} | {f"{r}:{c}": v for r in readers for c, v in flags.items()})
+    pd.DataFrame(rows_).to_csv(root/"data/cq500/reads.csv", index=False)
+    try:
+        other = prepare_external(study, "cq500", root, progress=False)
+        assert sorted(other.batches) == ["B1", "B1", "B2"]
+        assert save_external(study, inputs, folders, root, progress=False).state.tolist() == ["ready", "ready"]
+        tables = read_external(study, "cq500", root)[1]
+        seen = tables["external_predictions"]
+        assert seen.truth.notna().all() and set(seen.series) == set(other.series.series)
+        assert seen[seen.subtype == "any"].truth.sum() == sum(bool(truth.get(p.name, set())) for p in sorted((root/"data/far/dicom").iterdir())[:3])
+        assert tables["external_agreement"].empty and tables["who"].set_index("measure").external["noise (HU)"] == "not known"
+    finally: shutil.rmtree(root/"data/cq500")
