@@ -86,18 +86,18 @@ def _folds(a):
 
 # %% ../nbs/99_cli.ipynb #1f002542
 def _run(a):
+    from ich_study.site import run_study
     from ich_study.study import load_study
-    from ich_study.sweep import run_study
     summary = run_study(load_study(a.study, a.profile), slots=a.workers, kernel=a.kernel)
     print(summary)
     return 1 if summary.failed else 0
 
 def _sweep(a):
     from ich_study.study import load_study
-    from ich_study.sweep import plan, run_study
+    from ich_study.sweep import plan, train_missing
     study = load_study(a.study, a.profile)
     if a.dry_run: print(plan(study).to_string(index=False)); return 0
-    summary = run_study(study, slots=a.workers, kernel=a.kernel, pages=False)
+    summary = train_missing(study, slots=a.workers, kernel=a.kernel)
     print(summary)
     return 1 if summary.failed else 0
 
@@ -107,10 +107,22 @@ def _status(a):
     print(status(load_study(a.study)).to_string(index=False))
 
 def _report(a):
+    from ich_study.site import save_pages
     from ich_study.study import load_study
-    from ich_study.sweep import save_pages
-    pages = save_pages(load_study(a.study), kernel=a.kernel)
-    print(f"{len(pages)} pages: {pages[0]}")
+    pages = save_pages(load_study(a.study), kernel=a.kernel, slots=a.workers)
+    print(f"{len(pages)} pages, fit to publish: {pages[0]}")
+
+def _check(a):
+    from ich_study.checklist import coverage_text, find_faults, judge_items, read_site
+    from ich_study.paths import Paths, study_root
+    folder = Path(a.study) if Path(a.study).is_dir() else Paths(study_root()).reports/a.study
+    site = read_site(folder)
+    judged, faults = judge_items(site), find_faults(site)
+    lost = judged[judged.status == "missing"]
+    for f in faults: print(f"fault: {f}")
+    for r in lost.itertuples(): print(f"missing: item {r.item}, {r.what}: {r.why}")
+    print(f"{folder}: {coverage_text(judged)} {len(faults)} faults.")
+    return 1 if faults or len(lost) else 0
 
 # %% ../nbs/99_cli.ipynb #71a13dbc
 def _predict(a):
@@ -190,7 +202,9 @@ def _study_commands(sub):
     _add(sub, "sweep", _sweep, "train what is missing of a study, without pages", "sweep phantom --dry-run", _STUDY, _PROFILE,
          _arg("--dry-run", action="store_true", help="say what would run, and run nothing"), _WORKERS, _KERNEL)
     _add(sub, "status", _status, "what of a study is done, failed or missing, read from disk", "status phantom", _STUDY)
-    _add(sub, "report", _report, "make a study's pages from its tables, without training", "report phantom", _STUDY, _KERNEL)
+    _add(sub, "report", _report, "make a study's pages from its tables, without training, and check them", "report phantom", _STUDY, _WORKERS, _KERNEL)
+    _add(sub, "check", _check, "check published pages: what reporting standards ask for, intervals, folds, stamps", "check reports/phantom",
+         _arg("study", nargs="?", default="phantom", metavar="STUDY", help="a study's name, or the folder of its pages (default %(default)s)"))
     _add(sub, "predict", _predict, "scores and mL for new DICOM series", "predict scans --run runs/phantom/plain/cnn_lstm/base/seed17/fold0",
          _arg("folder", type=Path, metavar="FOLDER"), _arg("--run", type=Path, required=True, metavar="RUN", help="folder of a finished run"),
          _arg("--out", type=Path, metavar="CSV", help="write a table instead of printing it"), _WORKERS)

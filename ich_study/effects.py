@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from .ablation import ENDPOINTS
-from .figures import BARS, DPI, Drawing
+from .drawing import BARS, DPI, Drawing
 from .schema import StudyError
 
 # %% ../nbs/87_effects.ipynb #dcbc1c56

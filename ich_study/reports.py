@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TYPES', 'STYLE', 'SCRIPT', 'POLICY', 'FOOT', 'Parameter', 'inspect', 'check_parameters', 'check_value',
-           'refuse_unknown', 'Outcome', 'check_kernel', 'hide_files', 'execute', 'save_page', 'notebook_body', 'render',
-           'links_table']
+           'refuse_unknown', 'Outcome', 'check_kernel', 'hide_files', 'execute', 'save_page', 'save_tables',
+           'notebook_body', 'render', 'links_table']
 
 # %% ../nbs/90_reports.ipynb #adcd9914
 import hashlib
@@ -23,6 +23,7 @@ from nbformat.v4 import new_output
 
 from .paths import whole_file
 from .schema import StudyError
+from .tables import CSV
 
 # %% ../nbs/90_reports.ipynb #5abf36f6
 @dataclass(frozen=True)
@@ -195,53 +196,111 @@ def _reached(part:Path)->int:
 
 # %% ../nbs/90_reports.ipynb #f8eb8855
 STYLE = """
-:root{color-scheme:light dark;--ink:#1b1f24;--soft:#5b6570;--line:#d8dde3;--paper:#fff;--tint:#f4f6f8;--link:#0b5cad}
-@media(prefers-color-scheme:dark){:root{--ink:#e6e9ec;--soft:#9aa5b1;--line:#3a424b;--paper:#15191d;--tint:#1e242a;--link:#79b8ff}img{background:#fff}}
-*{box-sizing:border-box}html{-webkit-text-size-adjust:100%}
-body{margin:0 auto;max-width:60rem;padding:1rem 1.2rem 4rem;background:var(--paper);color:var(--ink);font:1rem/1.55 system-ui,sans-serif}
-h1{font-size:1.7rem;line-height:1.2;margin:.8rem 0 .4rem}h2{font-size:1.25rem;margin:2.2rem 0 .5rem;border-bottom:1px solid var(--line)}h3{font-size:1.05rem}
-a{color:var(--link)}nav{font-size:.9rem;color:var(--soft)}img{max-width:100%;height:auto}p,li{max-width:44rem}
-.wide{overflow-x:auto;margin:.6rem 0}table{border:0;border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums}
-th,td{padding:.25rem .6rem;border:0;border-bottom:1px solid var(--line);text-align:right;vertical-align:top;white-space:nowrap}td:first-child,th:first-child{text-align:left}
-thead th{background:var(--tint);cursor:pointer;position:relative}thead th[aria-sort=ascending]:after{content:" \\25B2";font-size:.7em}thead th[aria-sort=descending]:after{content:" \\25BC";font-size:.7em}
+:root{color-scheme:light dark;--ink:#1b1f24;--soft:#566069;--line:#d3d9df;--paper:#fff;--tint:#f3f5f7;--link:#0b5cad;--good:#0a6b3d;--bad:#a31515;--doubt:#7a5600}
+@media(prefers-color-scheme:dark){:root{--ink:#e6e9ec;--soft:#a3adb8;--line:#3a424b;--paper:#15191d;--tint:#1e242a;--link:#79b8ff;--good:#6fd19c;--bad:#ff9a8f;--doubt:#e5bd62}}
+*{box-sizing:border-box}html{-webkit-text-size-adjust:100%;scroll-padding-top:1rem}
+body{margin:0 auto;max-width:78rem;padding:1rem 1.2rem 4rem;background:var(--paper);color:var(--ink);font:1rem/1.55 system-ui,sans-serif}
+h1{font-size:1.7rem;line-height:1.2;margin:.8rem 0 .4rem}h2{font-size:1.25rem;margin:2.2rem 0 .5rem;border-bottom:1px solid var(--line)}h3{font-size:1.05rem;margin:1.6rem 0 .3rem}
+a{color:var(--link)}nav{font-size:.9rem}nav ul{list-style:none;margin:0;padding:0}.pages ul{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem}.pages [aria-current]{color:var(--ink);font-weight:600;text-decoration:none}
+.skip{position:absolute;left:-99rem}.skip:focus{left:.5rem;top:.5rem;background:var(--paper);padding:.3rem .6rem;z-index:2}
+.here summary{cursor:pointer;color:var(--soft)}.here li{margin:.15rem 0}.here li li{padding-left:.9rem;font-size:.95em}
+main{min-width:0}p,li{max-width:46rem}img,svg{max-width:100%;height:auto}figure{margin:1rem 0}figcaption{color:var(--soft);font-size:.86rem;max-width:46rem}
+.wide{overflow-x:auto;margin:.2rem 0 .8rem}table{border:0;border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums}
+caption{caption-side:top;text-align:left;color:var(--soft);padding:.2rem .6rem .3rem 0}
+th,td{padding:.25rem .6rem;border:0;border-bottom:1px solid var(--line);text-align:right;vertical-align:top;white-space:nowrap}th{font-weight:600}
+td:first-child,th:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}thead th,thead th:first-child{background:var(--tint);vertical-align:bottom}td.words{text-align:left;white-space:normal;min-width:16rem}
+th button{all:unset;cursor:pointer;font:inherit}th button:focus-visible,a:focus-visible,summary:focus-visible,.wide:focus-visible,pre:focus-visible{outline:2px solid var(--link);outline-offset:1px}
+thead th[aria-sort=ascending] button:after{content:" \\25B2";font-size:.7em}thead th[aria-sort=descending] button:after{content:" \\25BC";font-size:.7em}
+.ci,.why{color:var(--soft)}.tools{margin:.6rem 0 0;font-size:.86rem;color:var(--soft)}.tools input{font:inherit;padding:.1rem .4rem;margin-right:.8rem;max-width:12rem;border:1px solid var(--line);background:var(--paper);color:var(--ink);border-radius:3px}
+.met{color:var(--good);font-weight:600}.missing{color:var(--bad);font-weight:600}.open{color:var(--doubt);font-weight:600}
 pre{overflow-x:auto;background:var(--tint);padding:.6rem;font-size:.8rem;border-radius:4px}code{font-size:.9em}
-details{margin:.4rem 0;color:var(--soft)}details summary{cursor:pointer;font-size:.8rem}blockquote{margin:.4rem 0;padding-left:.8rem;border-left:3px solid var(--line);color:var(--soft)}
-.error{border-left:4px solid #c62828}footer{margin-top:3rem;color:var(--soft);font-size:.8rem}
+details.code{margin:.3rem 0;color:var(--soft)}details.code summary{cursor:pointer;font-size:.8rem}blockquote{margin:.4rem 0;padding-left:.8rem;border-left:3px solid var(--line);color:var(--soft)}
+.error{border-left:4px solid var(--bad)}footer{margin-top:3rem;color:var(--soft);font-size:.8rem;overflow-wrap:anywhere}
+@media(min-width:75rem){.sheet{display:grid;grid-template-columns:14rem minmax(0,1fr);gap:2.5rem}.here{position:sticky;top:1rem;align-self:start;max-height:95vh;overflow-y:auto}}
+@media print{body{max-width:none;padding:0;font-size:10pt}nav,.skip,.tools,details.code{display:none}.sheet{display:block}.wide{overflow:visible}table{font-size:7pt}th,td{white-space:normal;position:static!important}figure,tr,h2,h3{break-inside:avoid}h2,h3{break-after:avoid}a{color:inherit}}
 """
 
 # %% ../nbs/90_reports.ipynb #82a9a7ab
 SCRIPT = """
-document.querySelectorAll('table').forEach(function(t){var h=t.tHead&&t.tHead.rows[t.tHead.rows.length-1];if(!h||!t.tBodies[0])return;
-Array.from(h.cells).forEach(function(c,i){c.tabIndex=0;function go(){var up=c.getAttribute('aria-sort')!='ascending',b=t.tBodies[0];
-Array.from(h.cells).forEach(function(x){x.removeAttribute('aria-sort')});c.setAttribute('aria-sort',up?'ascending':'descending');
-function key(r){var s=r.cells[i]?r.cells[i].textContent.trim():'',n=parseFloat(s.replace(/,/g,''));return isNaN(n)?s:n}
-Array.from(b.rows).sort(function(x,y){var p=key(x),q=key(y);var d=typeof p==typeof q?(p<q?-1:p>q?1:0):(typeof p=='number'?-1:1);return up?d:-d}).forEach(function(r){b.appendChild(r)})}
-c.onclick=go;c.onkeydown=function(e){if(e.key=='Enter')go()}})});
+document.querySelectorAll('table').forEach(function(t){var h=t.tHead&&t.tHead.rows[t.tHead.rows.length-1],b=t.tBodies[0];if(!h||!b)return;
+function key(c){var s=c?c.getAttribute('data-sort')||c.textContent.trim():'',n=Number(s.replace(/,/g,''));return s===''||isNaN(n)?s:n}
+Array.from(h.cells).forEach(function(c,i){if(!c.textContent.trim())return;var g=document.createElement('button');g.type='button';while(c.firstChild)g.appendChild(c.firstChild);c.appendChild(g);
+g.onclick=function(){var up=c.getAttribute('aria-sort')!='ascending';Array.from(h.cells).forEach(function(x){x.removeAttribute('aria-sort')});c.setAttribute('aria-sort',up?'ascending':'descending');
+Array.from(b.rows).sort(function(x,y){var p=key(x.cells[i]),q=key(y.cells[i]),d=typeof p==typeof q?(p<q?-1:p>q?1:0):(typeof p=='number'?-1:1);return up?d:-d}).forEach(function(r){b.appendChild(r)})}});
+var w=t.closest('.wide'),o=w&&w.previousElementSibling;if(b.rows.length<16||!o||o.className!='tools')return;var f=document.createElement('input');f.type='search';f.placeholder='filter rows';f.setAttribute('aria-label','Filter the rows of this table');
+f.oninput=function(){Array.from(b.rows).forEach(function(r){r.hidden=r.textContent.toLowerCase().indexOf(f.value.toLowerCase())<0})};o.insertBefore(f,o.firstChild)});
+if(matchMedia('(min-width:75rem)').matches)document.querySelectorAll('.here details').forEach(function(d){d.open=true});
 """
 POLICY = ("default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
           f"script-src 'sha256-{b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()}'")
 _SKIN = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}"><meta name="viewport" content="width=device-width,initial-scale=1">
-<title>{title}</title><link rel="icon" href="data:,"><style>{style}</style></head><body>
-<nav>{links}</nav><main>
+<meta name="ich-study" content="{stamp}"><title>{title}</title><link rel="icon" href="data:,"><style>{style}</style></head><body>
+<a class="skip" href="#main">Skip to the content</a><header><nav class="pages" aria-label="Pages of this study"><ul>{links}</ul></nav></header>
+<div class="sheet"><nav class="here" aria-label="On this page">{contents}</nav><main id="main">
 {body}
-</main><footer>{foot}</footer><script>{script}</script></body></html>
+</main></div><footer>{foot}</footer><script>{script}</script></body></html>
 """
 FOOT = "Made by ich_study. For research only, not for diagnosis."
 
 # %% ../nbs/90_reports.ipynb #969654c8
+def _plain(text): return html.unescape(re.sub(r"<[^>]+>", "", text)).strip()
+
+def _named_headings(body:str)->tuple:
+    "The body with a name for each heading of second and third rank, and (rank, name, text) of each"
+    found, taken = [], set()
+    def name(m):
+        text = _plain(m[3])
+        own = re.search(r'id="([^"]+)"', m[2])
+        base = own[1] if own else re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "part"
+        while base in taken: base += "-"
+        taken.add(base); found.append((int(m[1]), base, text))
+        return f'<h{m[1]} id="{base}">{m[3]}</h{m[1]}>'
+    return re.sub(r"<h([23])([^>]*)>(.*?)</h\1>", name, body, flags=re.S), found
+
+def _contents(headings)->str:
+    "A list of the headings; nothing when there are fewer than three"
+    if len(headings) < 3: return ""
+    line = lambda rank, name, text: f'<li{"" if rank == 2 else " class=sub"}><a href="#{name}">{html.escape(text)}</a></li>'
+    return f"<details><summary>On this page</summary><ul>{''.join(line(*h) for h in headings)}</ul></details>"
+
+def _boxed(m)->str:
+    "A table in its box"
+    said = re.search(r"<caption>(.*?)</caption>", m[0], flags=re.S)
+    return f'<div class="wide" role="region" tabindex="0" aria-label="{html.escape(_plain(said[1])[:120]) if said else "Table"}">{m[0]}</div>'
+
+# %% ../nbs/90_reports.ipynb #77af2f52
 def save_page(
     path:str|Path, # the HTML file
     title:str, # of the browser's tab
     body:str, # HTML
     links:tuple=(), # (text, href) of the line on top
+    stamp:str="", # of what the page was made from
 )->Path: # the file
     "Write one self-contained page"
-    line = " · ".join(f'<a href="{html.escape(href)}">{html.escape(text)}</a>' for text, href in links)
-    wide = re.sub(r"(<table.*?</table>)", r'<div class="wide">\1</div>', body, flags=re.S)
-    page = _SKIN.format(title=html.escape(title), policy=POLICY, style=STYLE, script=SCRIPT, links=line, body=wide, foot=FOOT)
+    here = Path(path).name
+    line = "".join(f'<li><a href="{html.escape(href)}"{" aria-current=page" if href == here else ""}>{html.escape(text)}</a></li>' for text, href in links)
+    body, headings = _named_headings(re.sub(r"<table.*?</table>", _boxed, body.replace("<pre", '<pre tabindex="0"'), flags=re.S))
+    page = _SKIN.format(title=html.escape(title), policy=POLICY, style=STYLE, script=SCRIPT, links=line, contents=_contents(headings), body=body, foot=FOOT, stamp=html.escape(stamp))
     with whole_file(Path(path)) as part: part.write_text(page, encoding="utf-8")
     return Path(path)
+
+# %% ../nbs/90_reports.ipynb #c8324ba9
+def save_tables(
+    book, # an executed notebook, as nbformat reads it
+    page:Path, # the HTML file it becomes
+)->dict: # name of a table -> name of its file in `tables`
+    "Write the tables of a notebook as CSV beside its page"
+    outputs = [o for cell in book.cells if cell.cell_type == "code" for o in cell.outputs if CSV in o.get("data", {})]
+    tables = [o["data"][CSV] for o in outputs]
+    names = [t["name"] for t in tables]
+    if twice := sorted({n for n in names if names.count(n) > 1}): raise StudyError(f"{page.name}: two tables are called {twice[0]!r}; give each its own name")
+    files = {t["name"]: f"{page.stem}.{t['name']}.csv" for t in tables}
+    for old in (page.parent/"tables").glob(f"{page.stem}.*.csv"):
+        if old.name not in files.values(): old.unlink()
+    for t in tables:
+        with whole_file(page.parent/"tables"/files[t["name"]]) as part: part.write_text(t["csv"], encoding="utf-8")
+    return files
 
 # %% ../nbs/90_reports.ipynb #bb604a95
 _BODY = """
@@ -249,7 +308,7 @@ _BODY = """
 {%- block body %}{{ super() }}{% endblock -%}
 {%- block codecell %}<section>{{ super() }}</section>
 {% endblock -%}
-{%- block input %}{% if cell.source.strip() %}<details><summary>code</summary><pre><code>{{ cell.source | e }}</code></pre></details>{% endif %}
+{%- block input %}{% if cell.source.strip() %}<details class="code"><summary>code</summary><pre><code>{{ cell.source | e }}</code></pre></details>{% endif %}
 {% endblock -%}
 {%- block markdowncell %}{{ cell.source | markdown2html }}
 {% endblock -%}
@@ -264,10 +323,10 @@ _BODY = """
 """
 
 def notebook_body(
-    notebook:str|Path, # executed
+    notebook, # executed: a file, or what nbformat read from one
 )->str: # HTML without head
     "Prose, folded code and outputs of a notebook"
-    book = nbformat.read(notebook, 4)
+    book = nbformat.read(notebook, 4) if isinstance(notebook, (str, Path)) else notebook
     _describe_figures(book), _hide_places(book)
     prefer = ["text/html", "text/markdown", "image/png", "text/plain"]
     from nbconvert import HTMLExporter
@@ -286,13 +345,17 @@ def _describe_figures(book):
         cell.metadata.setdefault("alt", f"Figure: {heading}")
 
 def render(
-    notebook:str|Path, # executed
+    notebook, # executed: a file, or what nbformat read from one
     path:str|Path, # the HTML file
     title:str, # of the browser's tab
     links:tuple=(), # (text, href) of the line on top
-)->Path: # the file
+    stamp:str="", # of what the page was made from
+)->Path: # the file; tables that can be downloaded stand as CSV in `tables` beside it
     "An executed notebook as one self-contained page"
-    return save_page(path, title, notebook_body(notebook), links)
+    path, book = Path(path), nbformat.read(notebook, 4) if isinstance(notebook, (str, Path)) else notebook
+    files = save_tables(book, path)
+    link = lambda m: f'<p class="tools"><a href="tables/{files[m[1]]}" download>CSV</a></p>' if m[1] in files else ""
+    return save_page(path, title, re.sub(r"<!--csv:([\w.-]+)-->", link, notebook_body(book)), links, stamp)
 
 # %% ../nbs/90_reports.ipynb #9a414cc2
 def links_table(
