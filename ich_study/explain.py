@@ -136,6 +136,7 @@ def _check_asked(fitted, data, at, label, method, images, places):
     if not found: raise StudyError(f"{_network(fitted).name} never gives up a grid of {places} x {places} places, so there are no maps to read; its images must have {places} pixels or more")
     return found
 
+# %% ../nbs/83_explain.ipynb #1db9a68a
 def grad_cam(
     fitted:Fitted,
     data:FoldData,

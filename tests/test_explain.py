@@ -138,27 +138,25 @@ JAX = """
 import json, sys
 sys.path.insert(0, sys.argv[1] + "/tests")
 from test_explain import bleeding, grad_cam, toy, untrained
-data, found = toy(), {}
-for name in ("bhcnet", "cnn_lstm"):
-    fitted = untrained(name, data); fitted.model.load_weights(f"{sys.argv[2]}/{name}.weights.h5")
-    found[name] = [x.tolist() for x in grad_cam(fitted, data, bleeding(data, 2))]
+data = toy()
+fitted = untrained("bhcnet", data)
+fitted.model.load_weights(sys.argv[2])
+found = [x.tolist() for x in grad_cam(fitted, data, bleeding(data, 2))]
 print("found" + json.dumps(found))
 """
 
 
 def test_jax_gives_the_same_maps(tmp_path):
     pytest.importorskip("jax")
-    data, wanted = toy(), {}
-    for name in ("bhcnet", "cnn_lstm"):
-        fitted = untrained(name, data)
-        fitted.model.save_weights(tmp_path/f"{name}.weights.h5")
-        wanted[name] = grad_cam(fitted, data, bleeding(data, 2))
+    data = toy()
+    fitted, file = untrained("bhcnet", data), tmp_path/"bhcnet.weights.h5"
+    fitted.model.save_weights(file)
     env = os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", JAX, str(ROOT), str(tmp_path)], env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", JAX, str(ROOT), str(file)], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.split("found")[-1])
-    for name, (heats, scores) in wanted.items():
-        assert np.allclose(found[name][0], heats, atol=1e-2) and np.allclose(found[name][1], scores, atol=1e-4)
+    heats, scores = json.loads(done.stdout.split("found")[-1])
+    wanted = grad_cam(fitted, data, bleeding(data, 2))
+    assert np.allclose(heats, wanted[0], atol=1e-2) and np.allclose(scores, wanted[1], atol=1e-4)
 
 
 def test_bad_input_is_refused_in_one_line(trained):
@@ -210,7 +208,7 @@ def test_failures_without_volumes_go_by_score():
     rows, predictions, volumes, thresholds = tables([.2, .1, .9, .1], [9., 20., 1., 0.])
     picks = pick_failures(rows.assign(blood_ml=np.nan), predictions, volumes.assign(truth_ml=np.nan), thresholds)
     assert list(picks.kind) == ["missed bleed"]*2 + ["false alarm"] and list(picks.series) == ["s1", "s0", "s2"]
-    assert "none with volume too high" in failure_words(picks)
+    assert "no series with volume too high and none with volume too low" in failure_words(picks)
 
 
 def test_a_run_without_failures_says_so():
@@ -237,7 +235,7 @@ def test_gallery_shows_small_and_large():
     rows, predictions, _, thresholds = tables([.2, .1, .9, .1])
     picks = pick_gallery(rows, predictions, thresholds).set_index(["kind", "subtype"])
     assert picks.image["small", "subdural"] == "s0i1" and picks.image["large", "subdural"] == "s1i1" and picks.ml["large", "any"] == 30
-    assert ("small", "epidural") not in picks.index and picks.image["false alarm", "any"].tolist() == ["s2i1"]
+    assert ("small", "epidural") not in picks.index and picks.image["false alarm", "any"] == "s2i1"
     assert np.isnan(label_ml(rows.assign(epidural=True), "subdural")[1]), "two subtypes in an image: the total is nobody's"
 
 
