@@ -199,14 +199,14 @@ STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#566069;--line:#d3d9df;--paper:#fff;--tint:#f3f5f7;--link:#0b5cad;--good:#0a6b3d;--bad:#a31515;--doubt:#7a5600}
 @media(prefers-color-scheme:dark){:root{--ink:#e6e9ec;--soft:#a3adb8;--line:#3a424b;--paper:#15191d;--tint:#1e242a;--link:#79b8ff;--good:#6fd19c;--bad:#ff9a8f;--doubt:#e5bd62}}
 *{box-sizing:border-box}html{-webkit-text-size-adjust:100%;scroll-padding-top:1rem}
-body{margin:0 auto;max-width:78rem;padding:1rem 1.2rem 4rem;background:var(--paper);color:var(--ink);font:1rem/1.55 system-ui,sans-serif}
+body{margin:0 auto;max-width:90rem;padding:1rem 1.2rem 4rem;background:var(--paper);color:var(--ink);font:1rem/1.55 system-ui,sans-serif}
 h1{font-size:1.7rem;line-height:1.2;margin:.8rem 0 .4rem}h2{font-size:1.25rem;margin:2.2rem 0 .5rem;border-bottom:1px solid var(--line)}h3{font-size:1.05rem;margin:1.6rem 0 .3rem}
 a{color:var(--link)}nav{font-size:.9rem}nav ul{list-style:none;margin:0;padding:0}.pages ul{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem}.pages [aria-current]{color:var(--ink);font-weight:600;text-decoration:none}
 .skip{position:absolute;left:-99rem}.skip:focus{left:.5rem;top:.5rem;background:var(--paper);padding:.3rem .6rem;z-index:2}
 .here summary{cursor:pointer;color:var(--soft)}.here li{margin:.15rem 0}.here li li{padding-left:.9rem;font-size:.95em}
 main{min-width:0}p,li{max-width:46rem}img,svg{max-width:100%;height:auto}figure{margin:1rem 0}figcaption{color:var(--soft);font-size:.86rem;max-width:46rem}
 .wide{overflow-x:auto;margin:.2rem 0 .8rem}table{border:0;border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums}
-caption{caption-side:top;text-align:left;color:var(--soft);padding:.2rem .6rem .3rem 0}
+caption{caption-side:top;text-align:left;color:var(--soft);padding:.2rem 0 .3rem}caption span{position:sticky;left:0;display:inline-block;max-width:min(46rem,calc(100vw - 2.6rem))}td.key{text-align:left}
 th,td{padding:.25rem .6rem;border:0;border-bottom:1px solid var(--line);text-align:right;vertical-align:top;white-space:nowrap}th{font-weight:600}
 td:first-child,th:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}thead th,thead th:first-child{background:var(--tint);vertical-align:bottom}td.words{text-align:left;white-space:normal;min-width:16rem}
 th button{all:unset;cursor:pointer;font:inherit}th button:focus-visible,a:focus-visible,summary:focus-visible,.wide:focus-visible,pre:focus-visible{outline:2px solid var(--link);outline-offset:1px}
@@ -333,7 +333,16 @@ def notebook_body(
     from traitlets.config import Config
     exporter = HTMLExporter(raw_template=_BODY, exclude_anchor_links=True, config=Config({"NbConvertBase": {"display_data_priority": prefer}}))
     body, _ = exporter.from_notebook_node(book)
-    return re.sub(r"<style[^>]*>.*?</style>", "", body, flags=re.S).strip()
+    return _fold_code(re.sub(r"<style[^>]*>.*?</style>", "", body, flags=re.S).strip())
+
+def _fold_code(body:str)->str:
+    "Cells that show nothing but their code share one fold with the next code below them"
+    fold = r'<details class="code"><summary>code</summary>((?:(?!</details>).)*)</details>'
+    alone = re.compile(rf"<section>\s*{fold}\s*</section>\s*(?=<section>\s*<details class=.code.>)", re.S)
+    while m := alone.search(body):
+        after = body[m.end():].replace('<details class="code"><summary>code</summary>', f'<details class="code"><summary>code</summary>{m[1]}', 1)
+        body = body[:m.start()] + after
+    return body
 
 # %% ../nbs/90_reports.ipynb #61fbcaf6
 def _describe_figures(book):

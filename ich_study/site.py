@@ -78,7 +78,7 @@ def page_stamps(
     other = [f for d in study.external for f in sorted(external_folder(study, d["name"], paths.root).glob("*.parquet"))]
     plan = {k: v for k, v in told(study).items() if k not in ("models", "recipes", "include", "exclude", "parameters", "primary", "family")}
     base = {"cohort": (data, _bytes(folder/"folds.csv"), plan), "preprocess": (data, recipes), "compare": (_bytes(*tables), plan), "ablation": (_bytes(folder/"ablation.parquet"), told(study)),
-            "external": (_bytes(*other, *tables), study.external), "claims": (plan, _bytes(*tables, folder/"ablation.parquet", *other))}
+            "external": (_bytes(*other), told(study)["external"]), "claims": (plan, _bytes(*tables, folder/"ablation.parquet", *other))}
     everything = _bytes(*tables, folder/"ablation.parquet", *other)
     stamps = {name: _hash(base.get(name, everything)) for name, *_ in page_list(study)}
     done = runs[runs.state == "done"].to_dict("records")
@@ -190,7 +190,8 @@ def _opening(study, inputs, paths, lost)->list:
     told_lost = [new_markdown_cell("## Missing\n\n" + "\n".join(f"- {l}" for l in lost))] if lost else []
     return [new_markdown_cell(f"# {study.name}: does preprocessing improve the measured volume of intracranial haemorrhage?\n\n" + "\n\n".join(said)), *told_lost,
             new_markdown_cell("## In short\n\nRecipe `none` stands for methods that do not learn; `abc2` and `mask50` know the true mask. A click on a column's head sorts."),
-            _show(wide_table(headline(read("detection"), read("agreement")), ["model", "recipe"], "headline", f"Test patients of all {study.folds} folds together, by series, with 95 % intervals; one row per model and recipe"))]
+            _show(wide_table(headline(read("detection"), read("agreement")), ["model", "recipe"], "headline", f"Test patients of all {study.folds} folds together, by series, with 95 % intervals; one row per model and recipe",
+                              ("auc", "mae_ml", "bias_ml", "limit_low_ml", "limit_high_ml", "pearson")))]
 
 def front_book(
     study:Study,

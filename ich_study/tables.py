@@ -22,7 +22,7 @@ _COUNTS = {"tp": "true positive", "fp": "false positive", "fn": "false negative"
 _VOLUMES = {"pearson": "Pearson r", "spearman": "Spearman rho", "icc_a1": "ICC(A,1)", "ccc": "CCC", "slope": "proportional bias", "spread_slope": "growth of the spread",
             "median_relative_error": "median relative error", "ratio": "ratio", "ratio_low": "lower limit of the ratio", "ratio_high": "upper limit of the ratio",
             "bias_ml": "bias", "limit_low_ml": "lower limit", "limit_high_ml": "upper limit", "mae_ml": "mean absolute error", "median_error_ml": "median absolute error", "rmse_ml": "RMSE", "sd_ml": "SD of differences", "normality_p": "p, normal differences", "trend_p": "p, no trend", "spread_p": "p, constant spread", "range_p": "chance agreement", "within_acceptable": "share within the acceptable error",
-            "heat_ratio": "map on the bleed (times chance)", "heat_ratio_elsewhere": "map elsewhere (times chance)", "heat_ratio_shuffled": "with shuffled weights (times chance)", "painted_odds": "odds divided by, bleed painted over"}
+            "heat_ratio": "map on the bleed (times chance)", "heat_ratio_elsewhere": "map on other images' bleeds (times chance)", "heat_ratio_shuffled": "with shuffled weights (times chance)", "painted_odds": "odds divided by, bleed painted over"}
 NAMES = {**dict.fromkeys(_SHARES, 2), **dict.fromkeys(_SCORES, 3), **dict.fromkeys(_COUNTS, 0), **dict.fromkeys(_VOLUMES, 2)}
 _WORDS = {**_SHARES, **_SCORES, **_COUNTS, **_VOLUMES}
 
@@ -70,7 +70,7 @@ class PageTable:
 
 def _table(name, caption, heads, lines)->str:
     head = "".join(f'<th scope="col">{html.escape(str(h))}</th>' for h in heads)
-    return f'<table data-table="{name}"><caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{"".join(f"<tr>{l}</tr>" for l in lines)}</tbody></table>'
+    return f'<table data-table="{name}"><caption><span>{html.escape(caption)}</span></caption><thead><tr>{head}</tr></thead><tbody>{"".join(f"<tr>{l}</tr>" for l in lines)}</tbody></table>'
 
 MARKED = {"met": "met", "missing": "missing", "not supplied": "open", "supported": "met", "not supported": "missing", "cannot be told from these data": "open",
           "strength": "met", "weakness": "missing"}  # words that a page sets off by a colour as well
@@ -79,6 +79,7 @@ def _cell(v, words, digits)->str:
     if words and v not in MARKED: return f'<td class="words">{html.escape(str(v)) if pd.notna(v) else "–"}</td>'
     if isinstance(v, float) and pd.notna(v): return f'<td data-sort="{v}">{v:,.{digits}f}</td>'
     if isinstance(v, str) and v in MARKED: return f'<td class="{MARKED[v]}">{html.escape(v)}</td>'
+    if isinstance(v, str): return f'<td class="key">{html.escape(v)}</td>'
     return f"<td>{html.escape(f'{v:,}' if isinstance(v, int) and not isinstance(v, bool) else str(v)) if pd.notna(v) else '–'}</td>"
 
 def page_table(
@@ -112,6 +113,6 @@ def wide_table(
     if double := int(rows.duplicated([*keys, "metric"]).sum()): raise StudyError(f"{double} rows of the table {name!r} agree in {keys} and metric; name more keys")
     found = {tuple(map(str, k)): {} for k in rows[keys].itertuples(index=False, name=None)}
     for k, row in zip(rows[keys].itertuples(index=False, name=None), rows.itertuples()): found[tuple(map(str, k))][row.metric] = _estimate_cell(row, metric_digits(row.metric))
-    lines = ["".join(f"<td>{html.escape(k)}</td>" for k in key) + "".join(cells.get(m, "<td>–</td>") for m in order) for key, cells in found.items()]
+    lines = ["".join(f'<td class="key">{html.escape(k)}</td>' for k in key) + "".join(cells.get(m, "<td>–</td>") for m in order) for key, cells in found.items()]
     keep = [c for c in rows if c in keys or c in STATISTICS.columns or rows[c].nunique() > 1]
     return PageTable(name, _table(name, caption, [*(k.replace("_", " ") for k in keys), *map(metric_name, order)], lines), rows[keep])

@@ -14,9 +14,10 @@ from ich_study.comparison import compare_table, holm, volume_measures
 from ich_study.effects import effect_figure
 from ich_study.reports import execute, render
 from ich_study.resampling import area_measure
-from ich_study.schema import LABELS, PREDICTIONS, StudyError, check_table
+from ich_study.schema import LABELS, PREDICTIONS, SERIES, StudyError, check_table
 from ich_study.study import Study, check_study, list_runs
-from ich_study.sweep import _comparison, _statistics, has_ablation, own_seed, page_list, study_files
+from ich_study.site import page_list
+from ich_study.sweep import _comparison, _statistics, has_ablation, own_seed, study_files
 
 N = 66
 PATIENTS = np.array([f"p{i:02}" for i in range(N)])
@@ -243,7 +244,9 @@ def test_further_seeds_stand_in_the_ablation_alone():
     study = Study("t", {"kind": "phantom"}, seeds=(17, 18), primary=DECLARED)
     predictions, volumes = tables(SETS)
     both = [pd.concat([t, t.assign(split="validation", series=t.series + "v")]) for t in (predictions, volumes)]
-    made = _statistics(study, *both, SimpleNamespace(baselines=(predictions[:0], volumes[:0])))
+    tested = both[1][["dataset", "patient", "series"]].drop_duplicates("series")
+    series = tested.assign(study=tested.series, images=1, volume_source="phantom", **{c: pd.NA for c in SERIES.columns if c not in ("dataset", "patient", "series", "study", "images", "volume_source")})
+    made = _statistics(study, *both, predictions[:0], SimpleNamespace(baselines=(predictions[:0], volumes[:0]), series=check_table(series, "series")))
     for name in set(made) - {"ablation"}: assert "seed" not in made[name] or set(made[name].seed.dropna()) <= {17}, name
     assert set(made["ablation"].seed) == {17, 18}
 
@@ -256,9 +259,10 @@ def test_many_recipes_are_compared_with_the_baseline_alone():
 
 def test_pages_follow_the_study():
     names = lambda s: [n for n, _, _ in page_list(s)]
-    assert names(check_study(SAID)) == ["cohort", "preprocess", "compare", "ablation"]
-    assert names(check_study(SAID | {"recipes": ["paper"]})) == ["cohort", "preprocess", "compare"] and not has_ablation(check_study(SAID | {"recipes": ["paper"]}))
-    assert "compare" not in names(Study("t", {"kind": "phantom"}, recipes=("plain", "a", "b", "c", "d")))
+    assert names(check_study(SAID)) == ["cohort", "preprocess", "compare", "ablation", "claims"]
+    assert names(check_study(SAID | {"recipes": ["paper"]})) == ["cohort", "preprocess", "compare", "claims"] and not has_ablation(check_study(SAID | {"recipes": ["paper"]}))
+    other = {"name": "b", "kind": "phantom", "patients": 4, "seed": 3, "scanner": "B"}
+    assert "external" in names(check_study(SAID | {"external": [other]}))
 
 
 @pytest.mark.parametrize("volumes", [True, False], ids=["volumes", "no volumes"])
@@ -274,8 +278,8 @@ def test_the_page_is_made_from_the_table(tmp_path, volumes):
     out = execute(study_files()/"5_ablation.ipynb", tmp_path/"page/executed.ipynb", {"study": str(file), "root": str(tmp_path)})
     assert out.status == "done", out.error
     whole = render(out.notebook, tmp_path/"page.html", "t").read_text()
-    page, pictures = re.subn(r"data:image/png;base64,[\w+/=]+", "", whole)
-    page = re.sub(r"<details>.*?</details>", "", page, flags=re.S)  # folded code
+    page, pictures = re.subn(r"<svg.*?</svg>", "", whole, flags=re.S)
+    page = re.sub(r"<details class=.code.>.*?</details>", "", page, flags=re.S)  # folded code
     assert pictures == 1 and "bhcnet, plain, seed 18" in page and not re.search(r"\bnan\b|>NaN<", page) and "Traceback" not in page
     assert ("On synthetic heads" in page) == volumes and ("no reference volume" in page) != volumes
     assert len(whole.encode()) < 400_000 and str(tmp_path) not in page

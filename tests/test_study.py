@@ -70,21 +70,119 @@ def test_nothing_is_done_twice(root):
     assert time.monotonic() - start < 60  # a hang, not a benchmark
 
 
+def published(root): return {p.relative_to(root/"reports/smoke").as_posix(): digest(p) for p in sorted((root/"reports/smoke").rglob("*.*"))}
+
+
 def test_rendering_twice_gives_the_same_bytes(root):
-    pages = sorted((root/"reports/smoke").glob("*.html"))
-    before = {p.name: digest(p) for p in pages}
-    for p in pages: p.unlink()
-    assert call("report", "smoke", root=root).returncode == 0
-    assert before == {p.name: digest(p) for p in sorted((root/"reports/smoke").glob("*.html"))}
+    """The notebooks of all pages and of one run are executed again, too."""
+    before = published(root)
+    shutil.rmtree(root/"reports/smoke"), shutil.rmtree(root/"runs/smoke/pages"), (root/RUNS[0]/"page.json").unlink()
+    done = call("report", "smoke", root=root)
+    assert done.returncode == 0 and "fit to publish" in done.stdout, done.stdout + done.stderr[-3000:]
+    assert before == published(root)
+
+
+def test_another_run_changes_only_the_pages_that_depend_on_it(root):
+    before = published(root)
+    (root/RUNS[1]/"run.json").unlink()
+    assert "1 runs finished now, 3 kept" in call("run", "smoke", root=root).stdout
+    after = published(root)
+    changed = {f.split("/")[-1].split(".")[0] for f in before.keys() | after.keys() if before.get(f) != after.get(f)}
+    own = "run_bhcnet_plain_seed17_fold1"
+    assert own in changed and changed <= {"site", "index", "compare", "claims", "external", own}
+
+
+def copy(root, tmp_path):
+    shutil.copytree(root/"reports/smoke", tmp_path/"smoke")
+    return tmp_path/"smoke"
+
+
+def edit(file, *changes):
+    text = file.read_text()
+    for pattern, new in changes:
+        text, n = re.subn(pattern, new, text, count=1, flags=re.S)
+        assert n == 1, (file.name, pattern)
+    file.write_text(text)
+
+
+def rows(file, change):
+    table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    change(table).to_csv(file, index=False)
+
+
+def blank(where, *columns): return lambda t: t.assign(**{c: t[c].mask(t.metric.isin(where) & (t.reason == ""), "") for c in columns})
+
+
+FAULTS = {
+    "an interval removed from the page": (lambda f: edit(f/"compare.html", (r'(<td class="est"[^>]*>[^<]*)<span class="ci">[^<]*</span>', r"\1")), "which is not in its CSV"),
+    "an interval removed": (lambda f: rows(f/"tables/compare.errors.csv", blank(["mae_ml"], "low", "high")), "has no interval and no reason"),
+    "limits without intervals": (lambda f: rows(f/"tables/compare.errors.csv", blank(["limit_low_ml", "limit_high_ml"], "low", "high")), "limit_low_ml has no interval"),
+    "a fold missing": (lambda f: rows(f/"tables/compare.folds.csv", lambda t: t[t.fold != "1"]), "fold 1 is missing"),
+    "a fold missing from the proof": (lambda f: rows(f/"tables/cohort.fold_proof.csv", lambda t: t[t.fold != "0"]), "fold 0 is missing"),
+    "an overlap of patients": (lambda f: rows(f/"tables/cohort.fold_proof.csv", lambda t: t.assign(shared="2")), "2 patients are shared"),
+    "a metric without its unit": (lambda f: edit(f/"compare.html", (r"mean absolute error \(mL\)</th>", "mean absolute error</th>")), "should be headed 'mean absolute error (mL)'"),
+    "a metric without its unit of analysis": (lambda f: rows(f/"tables/compare.detection.csv", lambda t: t.assign(unit="")), "has no unit"),
+    "a page from an older run": (lambda f: edit(f/"run_bhcnet_plain_seed17_fold0.html", (r'name="ich-study" content="\w+"', 'name="ich-study" content="0123456789abcdef"')), "of an older run"),
+    "a page of no run": (lambda f: shutil.copy(f/"claims.html", f/"run_x_plain_seed1_fold0.html"), "belongs to no run"),
+    "a page missing": (lambda f: (f/"claims.html").unlink(), "claims: the page is missing"),
+    "a figure without words": (lambda f: edit(f/"compare.html", (r'aria-label="ROC curves[^"]*"', 'aria-label=""')), "no alternative text"),
+    "a table without its CSV": (lambda f: (f/"tables/cohort.classes.csv").unlink(), "has no CSV"),
+    "counts missing": (lambda f: edit(f/"compare.html", (r'<table data-table="counts">.*?</table>', "")), "item 11"),
+    "no curve of calibration": (lambda f: edit(f/"compare.html", *[(r'aria-label="Calibration curves[^"]*"', 'aria-label="x"')]*2), "item 13"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_named(root, tmp_path, fault):
+    from ich_study.checklist import read_site, refuse_unfit
+    from ich_study.schema import StudyError
+    folder, (plant, words) = copy(root, tmp_path), FAULTS[fault]
+    refuse_unfit(read_site(folder))
+    plant(folder)
+    with pytest.raises(StudyError, match=r"not fit to publish") as refused: refuse_unfit(read_site(folder))
+    from ich_study.checklist import find_faults, judge_items
+    site = read_site(folder)
+    assert words in " | ".join([str(refused.value), *find_faults(site), *(f"item {i}" for i in judge_items(site).query("status == 'missing'").item)])
+
+
+def test_check_says_what_is_wrong_and_ends_so(root, tmp_path):
+    folder = copy(root, tmp_path)
+    well = call("check", folder, root=root)
+    assert well.returncode == 0 and "0 faults" in well.stdout and "not" not in well.stdout.split("items")[0], well.stdout + well.stderr
+    (folder/"external.html").unlink()
+    ill = call("check", folder, root=root)
+    assert ill.returncode == 1 and "external: the page is missing" in ill.stdout and "missing: item 12e" in ill.stdout
+    one_line(call("check", tmp_path/"none", root=root), "none", "ich-study report")
+
+
+def test_a_page_of_ones_own_is_made_and_checked(root, tmp_path):
+    """A copy of a study notebook with a cell changed, beside a copy of the study file."""
+    book = nbformat.read(STUDY/"7_claims.ipynb", 4)
+    book.cells[0].source = "# My look\n\nMine."
+    nbformat.write(book, tmp_path/"my_look.ipynb")
+    mine = tmp_path/"mine.yml"
+    mine.write_text((STUDY/"smoke.yml").read_text() + "pages: [my_look.ipynb]\n")
+    done = call("report", mine, root=root)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    text = (root/"reports/smoke/my_look.html").read_text()
+    assert "Mine." in text and ">My look</a>" in text and (root/"reports/smoke/tables/my_look.claims.csv").is_file()
+    (tmp_path/"my_look.ipynb").unlink()
+    one_line(call("report", mine, root=root), "my_look.ipynb", "no ")
+    assert call("report", "smoke", root=root).returncode == 0 and not (root/"reports/smoke/my_look.html").exists()
+
+
+def test_help_of_a_notebook_names_types_and_meanings(root):
+    said = papermill("--help-notebook", STUDY/"3_train.ipynb", root=root)
+    assert said.returncode == 0 and re.search(r"fold: int \(default 0\)\s+fold that is tested", said.stdout), said.stdout
 
 
 def test_pages_are_whole_and_light(root):
     pages = {p.name: p.read_text() for p in (root/"reports/smoke").glob("*.html")}
-    assert {"index.html", "cohort.html", "preprocess.html", "compare.html"} <= set(pages) and len(pages) == 4 + len(RUNS)
+    assert {"index.html", "cohort.html", "preprocess.html", "compare.html", "external.html", "claims.html"} <= set(pages) and len(pages) == 6 + len(RUNS)
     for name, text in pages.items():
         assert len(text.encode()) < 1_500_000, name
         links = re.findall(r'(?:src|href)="([^"]+)"', text)
-        assert all(l.startswith(("data:", "#")) or l in pages for l in links), (name, [l for l in links if not l.startswith("data:")])
+        assert all(l.startswith(("data:", "#")) or (root/"reports/smoke"/l).is_file() for l in links), (name, [l for l in links if not l.startswith("data:")])
         assert "Traceback" not in text and not re.search(r">\s*nan\s*<", text), name
         assert str(root) not in text and str(ROOT) not in text, name
 
@@ -92,7 +190,7 @@ def test_pages_are_whole_and_light(root):
 def test_no_identifier_reaches_a_page_or_a_table(root):
     header = pydicom.dcmread(next((root/"data/smoke/dicom").rglob("*.dcm")), stop_before_pixels=True)
     secrets = [str(header[k].value) for k in ("PatientName", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")]
-    for file in [*(root/"reports").rglob("*.html"), *(root/"runs").rglob("*.csv"), *(root/"runs").rglob("*.json"), *(root/"runs").rglob("*.ipynb")]:
+    for file in [*(root/"reports").rglob("*.html"), *(root/"reports").rglob("*.csv"), *(root/"runs").rglob("*.csv"), *(root/"runs").rglob("*.json"), *(root/"runs").rglob("*.ipynb")]:
         text = file.read_text()
         assert not [s for s in secrets if s in text], file
     for file in (root/"runs").rglob("*.parquet"):
