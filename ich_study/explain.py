@@ -18,7 +18,7 @@ from matplotlib.cm import ScalarMappable
 
 from .batches import FoldData, pad_series, padded_length
 from .estimates import statistics_table
-from .figures import Drawing
+from .drawing import DPI, WIDTH, Drawing
 from .gallery import label_ml
 from .recipes import as_picture
 from .resampling import DRAWN, draw_patients, drawn_estimate, median_measure
@@ -62,32 +62,44 @@ def _listening(found, zeros, heard):
     finally:
         for layer in found: layer.__dict__.pop("call", None)
 
-def _maps_and_slopes(score, found, n):
-    "What the reading layers are given, the slopes of n scores with respect to it, and the scores; by the backend's own gradient"
-    def asked(zeros):
+def _reader(score, found):
+    "A function of what `score` takes, an array per image first, to the maps of the reading layers, the slopes of the scores with respect to them, and the scores"
+    def asked(zeros, *given):
         heard = {}
-        with _listening(found, zeros, heard): scores = score()
+        with _listening(found, zeros, heard): scores = score(*given)
         return ops.sum(scores), (scores, [heard[i] for i in range(len(found))])
-    zeros, backend = [ops.zeros((n, *layer.input.shape[1:])) for layer in found], keras.backend.backend()
-    if backend == "tensorflow":
-        import tensorflow as tf  # the gradient is the backend's business
-        with tf.GradientTape() as tape:
-            tape.watch(zeros)
-            total, (scores, maps) = asked(zeros)
-        slopes = tape.gradient(total, zeros, unconnected_gradients="zero")
-    elif backend == "jax":
-        import jax
-        (_, (scores, maps)), slopes = jax.value_and_grad(asked, has_aux=True)(zeros)
-    elif backend == "torch":
-        import torch
-        for z in zeros: z.requires_grad_(True)
-        total, (scores, maps) = asked(zeros)
-        slopes = [torch.zeros_like(z) if s is None else s for z, s in zip(zeros, torch.autograd.grad(total, zeros, allow_unused=True))]
-    else: raise StudyError(f"heat maps need the backend tensorflow, jax or torch, but this is {backend}; set KERAS_BACKEND")
-    plain = lambda x: ops.convert_to_numpy(ops.stop_gradient(x))
-    return [plain(m) for m in maps], [plain(s) for s in slopes], plain(scores).astype(float)
+    zeros, backend = lambda n: [ops.zeros((n, *layer.input.shape[1:])) for layer in found], keras.backend.backend()
+    made = {}  # shapes -> compiled, which reads the weights afresh each time
+    if backend == "tensorflow": return lambda *given: _by_tensorflow(asked, zeros(len(given[0])), given, made)
+    if backend == "jax": return lambda *given: _by_jax(asked, zeros(len(given[0])), given)
+    if backend == "torch": return lambda *given: _by_torch(asked, zeros(len(given[0])), given)
+    raise StudyError(f"heat maps need the backend tensorflow, jax or torch, but this is {backend}; set KERAS_BACKEND")
 
 # %% ../nbs/83_explain.ipynb #0f5ef6ea
+def _by_tensorflow(asked, zeros, given, made):
+    import tensorflow as tf  # the gradient is the backend's business
+    def slopes(zeros, *given):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(zeros)
+            total, (scores, maps) = asked(zeros, *given)
+        return maps, tape.gradient(total, zeros, unconnected_gradients="zero"), scores
+    shapes = tuple(tuple(g.shape) for g in given)
+    if shapes not in made: made[shapes] = tf.function(slopes, autograph=False).get_concrete_function(zeros, *given)
+    return made[shapes](zeros, *given)
+
+def _by_jax(asked, zeros, given):
+    import jax
+    (_, (scores, maps)), slopes = jax.jit(jax.value_and_grad(asked, has_aux=True))(zeros, *given)
+    return maps, slopes, scores
+
+def _by_torch(asked, zeros, given):
+    import torch
+    for z in zeros: z.requires_grad_(True)
+    total, (scores, maps) = asked(zeros, *given)
+    slopes = torch.autograd.grad(total, zeros, allow_unused=True)
+    return maps, [torch.zeros_like(z) if s is None else s for z, s in zip(zeros, slopes)], scores
+
+# %% ../nbs/83_explain.ipynb #d04db08b
 def _network(fitted): return fitted.model if fitted.unit == "image" else fitted.model.get_layer("image_network").network
 
 def _all_features(fitted, data, at):
@@ -99,22 +111,23 @@ def _all_features(fitted, data, at):
 
 def _in_series(known, rows, at):
     "One copy of its series per image asked: features of the others, which place is its own, which places are real"
-    found = [known[s] for s in rows.series.iloc[at]]
-    n = padded_length(max(len(w) for w, _ in found))
+    found, n = [known[s] for s in rows.series.iloc[at]], padded_length(max(len(w) for w, _ in known.values()))
     own = np.stack([np.arange(n) == np.flatnonzero(w == i)[0] for (w, _), i in zip(found, at)]).astype(np.float32)
     others, mask = pad_series([f for _, f in found], 0, n), pad_series([np.ones(len(w)) for w, _ in found], 0, n)
     return [ops.convert_to_tensor(a) for a in (others*(1 - own[..., None]), own, mask)]
 
-def _scorer(fitted, x, k, others=None, own=None, mask=None):
-    "A function without arguments to the scores of the normalised images x"
-    if own is None: return lambda: fitted.model(x, training=False)["labels"][:, k]
+def _scorer(fitted, k):
+    "A function of normalised images, and for a series model of what `_in_series` says of them, to their scores"
+    if fitted.unit == "image": return lambda x: fitted.model(x, training=False)["labels"][:, k]
     network, sequence = _network(fitted), fitted.model.get_layer("sequence")
-    def score():
+    def score(x, others, own, mask):
         seen = others + ops.expand_dims(network(x, training=False), 1)*ops.expand_dims(own, -1)
         return ops.sum(sequence({"images": seen, "mask": mask}, training=False)["image_labels"][..., k]*own, 1)
     return score
 
-# %% ../nbs/83_explain.ipynb #d04db08b
+# %% ../nbs/83_explain.ipynb #1db9a68a
+def _plain(tensors): return [ops.convert_to_numpy(ops.stop_gradient(t)) for t in tensors]
+
 def _heat(maps, slopes, size, method, places):
     "Maps and slopes of all reading layers to (n, size, size), zero or above; finer grids are averaged down to one of `places`"
     total = np.zeros((len(maps[0]), *size), np.float32)
@@ -136,7 +149,7 @@ def _check_asked(fitted, data, at, label, method, images, places):
     if not found: raise StudyError(f"{_network(fitted).name} never gives up a grid of {places} x {places} places, so there are no maps to read; its images must have {places} pixels or more")
     return found
 
-# %% ../nbs/83_explain.ipynb #1db9a68a
+# %% ../nbs/83_explain.ipynb #e57737c4
 def grad_cam(
     fitted:Fitted,
     data:FoldData,
@@ -149,16 +162,19 @@ def grad_cam(
     "Which places of each image raised the score of a label"
     at = np.asarray(at)
     found, images = _check_asked(fitted, data, at, label, method, images, places), data.cache.images[at] if images is None else images
+    return _grad_cam(fitted, data, at, method, images, places, _reader(_scorer(fitted, LABELS.index(label)), found))
+
+def _grad_cam(fitted, data, at, method, images, places, read):
     known = {} if fitted.unit == "image" else _all_features(fitted, data, at)
-    batch, heats, scores = max(4, 2**18//images.shape[1]**2), [], []
-    for part in (slice(i, i + batch) for i in range(0, len(at), batch)):
-        x = ops.convert_to_tensor(fitted.normaliser(images[part]))
-        score = _scorer(fitted, x, LABELS.index(label), *(_in_series(known, data.rows, at[part]) if known else ()))
-        *read, said = _maps_and_slopes(score, found, len(x))
-        heats.append(_heat(*read, tuple(images.shape[1:3]), method, places)); scores.append(said)
-    heats = np.concatenate(heats)
+    batch, heats, scores = min(len(at), max(4, 2**18//images.shape[1]**2)), [], []
+    for i in range(0, len(at), batch):
+        part = np.resize(np.arange(len(at))[i:i + batch], batch)  # the last one filled up, so that all have one shape
+        maps, slopes, said = read(ops.convert_to_tensor(fitted.normaliser(images[part])), *(_in_series(known, data.rows, at[part]) if known else ()))
+        heats.append(_heat(_plain(maps), _plain(slopes), tuple(images.shape[1:3]), method, places))
+        scores.append(_plain([said])[0].astype(float))
+    heats = np.concatenate(heats)[:len(at)]
     top = heats.max((1, 2), keepdims=True)
-    return np.divide(heats, top, out=np.zeros_like(heats), where=top > 0), np.concatenate(scores)
+    return np.divide(heats, top, out=np.zeros_like(heats), where=top > 0), np.concatenate(scores)[:len(at)]
 
 # %% ../nbs/83_explain.ipynb #4ded0725
 @contextmanager
@@ -217,12 +233,13 @@ def heat_shares(
     images = apply_thresholds(predictions[(predictions.subtype == "any") & predictions.image.notna()], thresholds)
     at = _outlined(data, images, most)
     if not len(at): return pd.DataFrame(columns=list(SHARES))
-    rows, parts = data.rows.iloc[at], data.cache.masks[at]/np.float32(255)
-    heats, score = grad_cam(fitted, data, at, method=method, places=places)
-    painted = grad_cam(fitted, data, at, images=_painted(data.cache.images[at], data.cache.masks[at]))[1]
-    shuffled = []
+    rows, parts, seen = data.rows.iloc[at], data.cache.masks[at]/np.float32(255), data.cache.images[at]
+    read = _reader(_scorer(fitted, 0), _check_asked(fitted, data, at, "any", method, None, places))
+    look = lambda images: _grad_cam(fitted, data, at, method, images, places, read)
+    heats, score = look(seen)
+    painted, shuffled = look(_painted(seen, data.cache.masks[at]))[1], []
     for i in range(shuffles):
-        with shuffled_weights(fitted.model, seed + i): shuffled.append(_ratios(grad_cam(fitted, data, at, method=method, places=places)[0], parts))
+        with shuffled_weights(fitted.model, seed + i): shuffled.append(_ratios(look(seen)[0], parts))
     patient = rows.patient.to_numpy(str)
     others = np.stack([parts[patient != p].mean(0) if (patient != p).any() else np.full(parts.shape[1:], np.nan) for p in patient])
     said = rows[["series", "image"]].astype(str).merge(images[["series", "image", "score", "called"]].astype({"series": str, "image": str}), on=["series", "image"], how="left")
@@ -285,7 +302,7 @@ def _tile(ax, picture, heat, mask, title):
 def _title(p):
     known = lambda v: "mL not known" if pd.isna(v) else f"{v:.1f} mL" if v < 10 else f"{v:.0f} mL"
     if p.kind in ("small", "large", "only"): return f"{p.subtype}, {p.kind}\n{known(p.ml)}, score {p.score:.2f}"
-    if p.kind.startswith("volume"): return f"{p.kind}\ntrue {known(p.truth_ml)}, measured {known(p.predicted_ml)}"
+    if p.kind.startswith("volume"): return f"{p.kind}\n{known(p.truth_ml)[:-3]} true, {known(p.predicted_ml)} found"
     return f"{p.kind}\n{known(p.ml if pd.isna(p.truth_ml) else p.truth_ml)}, score {p.score:.2f}"
 
 def _heats(fitted, data, at, subtypes, method):
@@ -294,6 +311,7 @@ def _heats(fitted, data, at, subtypes, method):
     for label in dict.fromkeys(labels): found[labels == label] = grad_cam(fitted, data, at[labels == label], label, method)[0]
     return found
 
+# %% ../nbs/83_explain.ipynb #1cbc12f6
 def draw_maps(
     fitted:Fitted,
     data:FoldData,
@@ -303,12 +321,12 @@ def draw_maps(
 )->Drawing:
     "One tile per pick: image, map of its label, true outline, what it is"
     if picks.empty:
-        figure = Drawing(figsize=(6.8, .6)); figure.text(.5, .5, "there is no such image in this run", ha="center", va="center", color="grey", fontsize=9)
+        figure = Drawing(figsize=(WIDTH, .6)); figure.text(.5, .5, "there is no such image in this run", ha="center", va="center", color="grey", fontsize=9)
         return figure
     place = {(s, i): n for n, (s, i) in enumerate(zip(data.rows.series.astype(str), data.rows.image.astype(str)))}
     if lost := [p.image for p in picks.itertuples() if (str(p.series), str(p.image)) not in place]: raise StudyError(f"{len(lost)} picked images are not in the cache, first: {lost[0]}; pick from the same study")
     at, deep = np.array([place[str(p.series), str(p.image)] for p in picks.itertuples()]), -(-len(picks)//columns)
-    figure = Drawing(figsize=(6.8, 1.98*deep + .55), dpi=90, layout="constrained")
+    figure = Drawing(figsize=(WIDTH, (WIDTH/columns + .3)*deep + .55), dpi=DPI, layout="constrained")
     figure.get_layout_engine().set(h_pad=.05)
     axes = figure.subplots(deep, columns, squeeze=False)
     for ax in axes.flat: ax.axis("off")

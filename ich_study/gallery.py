@@ -107,6 +107,7 @@ def _failed(series, volumes):
     table = table.assign(off=off)
     return dict(zip(FAILURES, (missed, alarms, table[off > 0].sort_values(["off", "series"], ascending=[False, True]), table[off < 0].sort_values(["off", "series"]))))
 
+# %% ../nbs/68_gallery.ipynb #c26eec7e
 def pick_failures(
     rows:pd.DataFrame, # rows of the cache
     predictions:pd.DataFrame, # a predictions table of one run and one split
