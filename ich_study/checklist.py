@@ -211,14 +211,15 @@ CHECKLIST += tuple(Item(f"BA-{n}", words, BA, needs, unless="volumes") for n, wo
 def judge_items(
     site:Site,
     items:tuple=CHECKLIST,
-)->pd.DataFrame: # item, what, asked_by, status (met, missing, does not apply, supplied, not supplied), why
+)->pd.DataFrame: # item, what, asked_by, status (met, missing, does not apply, supplied, not supplied), why (or where)
     "Each item of the checklist against the pages; then the slots"
     rows, lacks, said = [], site.about.get("lacks", {}), site.about.get("statements", {})
     for i in items:
         if i.unless in lacks: rows.append((i.number, i.words, i.asked_by, "does not apply", lacks[i.unless])); continue
         why = [w for need in i.needs if (w := _missing(site, need))]
-        rows.append((i.number, i.words, i.asked_by, "missing" if why else "met", "; ".join(why)))
-    rows += [(i.number, f"statement: {slot.replace('_', ' ')}", i.asked_by, "supplied" if slot in said else "not supplied", said.get(slot, "only a person can say this: `statements` in the study file"))
+        where = ", ".join(dict.fromkeys("runs" if n.startswith("run ") else n.split()[0] for n in i.needs))
+        rows.append((i.number, i.words, i.asked_by, "missing" if why else "met", "; ".join(why) or where))
+    rows += [(i.number, f"statement: {slot.replace('_', ' ')}", i.asked_by, "supplied" if slot in said else "not supplied", said.get(slot, "only a person can say this, under statements in the study file"))
              for i in items for slot in i.slots]
     return pd.DataFrame(rows, columns=["item", "what", "asked_by", "status", "why"])
 

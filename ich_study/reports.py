@@ -206,12 +206,12 @@ a{color:var(--link)}nav{font-size:.9rem}nav ul{list-style:none;margin:0;padding:
 .here summary{cursor:pointer;color:var(--soft)}.here li{margin:.15rem 0}.here li li{padding-left:.9rem;font-size:.95em}
 main{min-width:0}p,li{max-width:46rem}img,svg{max-width:100%;height:auto}figure{margin:1rem 0}figcaption{color:var(--soft);font-size:.86rem;max-width:46rem}
 .wide{overflow-x:auto;margin:.2rem 0 .8rem}table{border:0;border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums}
-caption{caption-side:top;text-align:left;color:var(--soft);padding:.2rem 0 .3rem}caption span{position:sticky;left:0;display:inline-block;max-width:min(46rem,calc(100vw - 2.6rem))}td.key{text-align:left}
+caption{caption-side:top;text-align:left;color:var(--soft);padding:.2rem 0 .3rem}caption span{position:sticky;left:0;display:inline-block;max-width:min(46rem,calc(100vw - 2.6rem))}td.key,th.key{text-align:left}
 th,td{padding:.25rem .6rem;border:0;border-bottom:1px solid var(--line);text-align:right;vertical-align:top;white-space:nowrap}th{font-weight:600}
-td:first-child,th:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}thead th,thead th:first-child{background:var(--tint);vertical-align:bottom}td.words{text-align:left;white-space:normal;min-width:16rem}
+td:first-child,th:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}thead th,thead th:first-child{background:var(--tint);vertical-align:bottom}td.words{text-align:left;white-space:normal;min-width:14rem}td.long{min-width:30rem}@media(max-width:40rem){td.words{min-width:11rem}td.long{min-width:17rem}}
 th button{all:unset;cursor:pointer;font:inherit}th button:focus-visible,a:focus-visible,summary:focus-visible,.wide:focus-visible,pre:focus-visible{outline:2px solid var(--link);outline-offset:1px}
 thead th[aria-sort=ascending] button:after{content:" \\25B2";font-size:.7em}thead th[aria-sort=descending] button:after{content:" \\25BC";font-size:.7em}
-.ci,.why{color:var(--soft)}.tools{margin:.6rem 0 0;font-size:.86rem;color:var(--soft)}.tools input{font:inherit;padding:.1rem .4rem;margin-right:.8rem;max-width:12rem;border:1px solid var(--line);background:var(--paper);color:var(--ink);border-radius:3px}
+.ci,.why{color:var(--soft)}.why{display:inline-block;white-space:normal;min-width:9rem;max-width:15rem;vertical-align:top}details.long>summary{cursor:pointer;color:var(--soft)}.tools{margin:.6rem 0 0;font-size:.86rem;color:var(--soft)}.tools input{font:inherit;padding:.1rem .4rem;margin-right:.8rem;max-width:12rem;border:1px solid var(--line);background:var(--paper);color:var(--ink);border-radius:3px}
 .met{color:var(--good);font-weight:600}.missing{color:var(--bad);font-weight:600}.open{color:var(--doubt);font-weight:600}
 pre{overflow-x:auto;background:var(--tint);padding:.6rem;font-size:.8rem;border-radius:4px}code{font-size:.9em}
 details.code{margin:.3rem 0;color:var(--soft)}details.code summary{cursor:pointer;font-size:.8rem}blockquote{margin:.4rem 0;padding-left:.8rem;border-left:3px solid var(--line);color:var(--soft)}
@@ -373,6 +373,7 @@ def links_table(
     "A table whose first column leads to pages"
     if not rows: return "<p>None.</p>"
     cell = lambda v: f'<a href="{html.escape(v[1])}">{html.escape(v[0])}</a>' if isinstance(v, tuple) else html.escape(str(v))
-    head = "".join(f"<th>{html.escape(k)}</th>" for k in rows[0])
-    lines = "".join("<tr>" + "".join(f"<td>{cell(v)}</td>" for v in row.values()) + "</tr>" for row in rows)
+    key = lambda v: ' class="key"' if isinstance(v, (str, tuple)) and not str(v).isdigit() else ""
+    head = "".join(f'<th scope="col"{key(v)}>{html.escape(k)}</th>' for k, v in rows[0].items())
+    lines = "".join("<tr>" + "".join(f"<td{key(v)}>{cell(v)}</td>" for v in row.values()) + "</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"

@@ -211,7 +211,7 @@ def front_book(
         *_opening(study, inputs, paths, _lost(runs, left_out)), *wrong, new_markdown_cell("## Pages"), _html(pages), new_markdown_cell("## Design\n\n" + _design(study, inputs)), _show(_plan_table(study)),
         new_markdown_cell("## Limitations\n\n" + "\n".join(f"- {l}" for l in _limits(study, inputs))),
         new_markdown_cell("## What reporting standards ask for\n\n" + coverage_text(judged) + " The list is drawn from CLAIM, STARD-AI, TRIPOD+AI and reviews of Bland-Altman reporting; it is none of these checklists, and no percentage of one."),
-        _show(page_table(judged, "checklist", "One row per item; what is missing keeps the study from being published", words=("what", "why"), heads={"asked_by": "asked by"})),
+        _show(page_table(judged, "checklist", "One row per item; what is missing keeps the study from being published", words=("what", "why"), heads={"asked_by": "asked by", "why": "where, or why not"})),
         new_markdown_cell("## Runs"), _html(lines), new_markdown_cell("## Versions"), _show(_version_table(study, runs, paths))])
 
 # %% ../nbs/96_site.ipynb #75acb93e
