@@ -176,7 +176,7 @@ def execute(
     return Outcome("failed" if error else "done", str(target), time.monotonic() - start, cell, error)
 
 # %% ../nbs/90_reports.ipynb #e782f809
-def _run(notebook, part, parameters, kernel, timeout_s)->tuple:
+def _run(notebook, part, parameters, kernel, timeout_s, again=True)->tuple:
     "Number of the failing cell and first line of the error; (0, '') when all went well"
     import papermill as pm
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -186,6 +186,8 @@ def _run(notebook, part, parameters, kernel, timeout_s)->tuple:
                             execution_timeout=timeout_s or None, log_output=False)
     except PapermillExecutionError as e: return e.exec_count or 0, f"{e.ename}: {e.evalue}".splitlines()[0]
     except DeadKernelError: return _reached(part), "the kernel died (often: out of memory)"
+    except RuntimeError as e:  # two kernels that start in one moment may choose one port, and one of them ends before it answers
+        return _run(notebook, part, parameters, kernel, timeout_s, again=False) if again else (0, f"the kernel did not start: {e}")
     except CellTimeoutError: return _reached(part), f"a cell took longer than {timeout_s:g} s"
     return 0, ""
 
@@ -197,7 +199,8 @@ def _reached(part:Path)->int:
 # %% ../nbs/90_reports.ipynb #f8eb8855
 STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#566069;--line:#d3d9df;--paper:#fff;--tint:#f3f5f7;--link:#0b5cad;--good:#0a6b3d;--bad:#a31515;--doubt:#7a5600}
-@media(prefers-color-scheme:dark){:root{--ink:#e6e9ec;--soft:#a3adb8;--line:#3a424b;--paper:#15191d;--tint:#1e242a;--link:#79b8ff;--good:#6fd19c;--bad:#ff9a8f;--doubt:#e5bd62}}
+@media(prefers-color-scheme:dark){:root{--ink:#e6e9ec;--soft:#a3adb8;--line:#3a424b;--paper:#15191d;--tint:#1e242a;--link:#79b8ff;--good:#6fd19c;--bad:#ff9a8f;--doubt:#e5bd62}
+svg [fill="#0072b2"]{fill:#4aa3df}svg [stroke="#0072b2"]{stroke:#4aa3df}svg [fill="#d55e00"]{fill:#f08a3c}svg [stroke="#d55e00"]{stroke:#f08a3c}svg [fill="#009e73"]{fill:#35c99b}svg [stroke="#009e73"]{stroke:#35c99b}}
 *{box-sizing:border-box}html{-webkit-text-size-adjust:100%;scroll-padding-top:1rem}
 body{margin:0 auto;max-width:90rem;padding:1rem 1.2rem 4rem;background:var(--paper);color:var(--ink);font:1rem/1.55 system-ui,sans-serif}
 h1{font-size:1.7rem;line-height:1.2;margin:.8rem 0 .4rem}h2{font-size:1.25rem;margin:2.2rem 0 .5rem;border-bottom:1px solid var(--line)}h3{font-size:1.05rem;margin:1.6rem 0 .3rem}
