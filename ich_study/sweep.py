@@ -273,6 +273,7 @@ def run_job(
     "What `run_missing` must be given to execute the notebook of a run"
     return run_name(run), study_files()/TRAIN, run_folder(study, run, paths)/"executed.ipynb", run_settings(study, run) | {"root": str(paths.root)}
 
+# %% ../nbs/92_sweep.ipynb #0b66b848
 def page_key(
     folder:Path, # of a finished run
 )->str: # 16 hexadecimal digits
