@@ -109,7 +109,7 @@ def _status(a):
 def _report(a):
     from ich_study.site import save_pages
     from ich_study.study import load_study
-    pages = save_pages(load_study(a.study), kernel=a.kernel, slots=a.workers)
+    pages = save_pages(load_study(a.study), kernel=a.kernel, slots=a.workers, few=a.few)
     print(f"{len(pages)} pages, fit to publish: {pages[0]}")
 
 def _check(a):
@@ -202,7 +202,8 @@ def _study_commands(sub):
     _add(sub, "sweep", _sweep, "train what is missing of a study, without pages", "sweep phantom --dry-run", _STUDY, _PROFILE,
          _arg("--dry-run", action="store_true", help="say what would run, and run nothing"), _WORKERS, _KERNEL)
     _add(sub, "status", _status, "what of a study is done, failed or missing, read from disk", "status phantom", _STUDY)
-    _add(sub, "report", _report, "make a study's pages from its tables, without training, and check them", "report phantom", _STUDY, _WORKERS, _KERNEL)
+    _add(sub, "report", _report, "make a study's pages from its tables, without training, and check them", "report phantom", _STUDY, _WORKERS, _KERNEL,
+         _arg("--few", action="store_true", help="of the runs, one page per model: for publishing a large study"))
     _add(sub, "check", _check, "check published pages: what reporting standards ask for, intervals, folds, stamps", "check reports/phantom",
          _arg("study", nargs="?", default="phantom", metavar="STUDY", help="a study's name, or the folder of its pages (default %(default)s)"))
     _add(sub, "predict", _predict, "scores and mL for new DICOM series", "predict scans --run runs/phantom/plain/cnn_lstm/base/seed17/fold0",

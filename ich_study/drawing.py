@@ -133,7 +133,7 @@ def _said(alt):
 # %% ../nbs/81_drawing.ipynb #b69b31ab
 _RC = {"svg.fonttype": "none", "svg.hashsalt": "ich_study", "svg.image_inline": True, "path.simplify": True, "path.simplify_threshold": 1/9}
 _PLATE, _LIGHT = "#15191d", "#e6e9ec"
-QUALITY = 88  # of a WebP, of 100: no loss that an eye sees at this size; the images themselves stand in the cache
+QUALITY = 72  # of a WebP, of 100: hardly a loss that an eye sees at twice the size of the page; the images themselves stand in the cache
 
 class Drawing(Figure):
     "A matplotlib figure that a notebook or a page can show by itself"

@@ -68,7 +68,7 @@ def _bytes(*files)->list: return [hashlib.sha256(f.read_bytes()).hexdigest() if 
 def page_stamps(
     study:Study,
     inputs, # from `prepare`
-    runs:pd.DataFrame, # from `status`
+    runs:pd.DataFrame, # from `status`: those that get a page
     paths:Paths,
 )->dict: # name -> stamp of every page but the front page
     "What each page depends on, as a hash"
@@ -121,7 +121,7 @@ def _write_pages(study, stamps, runs, paths, links, slots):
     out, made, todo = paths.reports/study.name, paths.runs/study.name/"pages"/"made.json", []
     before = json.loads(made.read_text()) if made.is_file() else {}
     books = {name: paths.runs/study.name/"pages"/name/"executed.ipynb" for name, *_ in page_list(study)}
-    books |= {run_page(r): _executed(study, r, paths) for r in runs[runs.state == "done"].to_dict("records")}
+    books |= {run_page(r): _executed(study, r, paths) for r in runs[runs.state == "done"].to_dict("records") if run_page(r) in stamps}
     titles = {name: title for name, _, title, _ in page_list(study)} | {run_page(r): run_name(r) for r in runs.to_dict("records")}
     for name, book in books.items():
         key = _hash(_bytes(book), links, stamps[name], code_stamp())
@@ -201,11 +201,13 @@ def front_book(
     left_out:list, # (model, recipe, seed, reason)
     judged:pd.DataFrame, # from `judge_items`
     faults:list, # sentences
+    stamps:dict, # from `page_stamps`: runs without a page are listed without a link
 ): # a notebook
     "The front page as a notebook"
     done = runs[runs.state == "done"].to_dict("records")
     pages = links_table([{"page": (title, f"{name}.html"), "it answers": about} for name, _, title, about in page_list(study)])
-    lines = links_table([{"page": (f"{r['model']}, {r['recipe']}, fold {r['fold']}", f"{run_page(r)}.html"), "seed": r["seed"], "seconds": r["note"].removesuffix(" s")} for r in done])
+    link = lambda text, page: (text, f"{page}.html") if page in stamps else f"{text} (its executed notebook stands in runs/)"
+    lines = links_table([{"page": link(f"{r['model']}, {r['recipe']}, fold {r['fold']}", run_page(r)), "seed": r["seed"], "seconds": r["note"].removesuffix(" s")} for r in done])
     wrong = [new_markdown_cell("## Not fit to publish\n\n" + "\n".join(f"- {html.escape(f)}" for f in faults))] if faults else []
     return new_notebook(cells=[
         *_opening(study, inputs, paths, _lost(runs, left_out)), *wrong, new_markdown_cell("## Pages"), _html(pages), new_markdown_cell("## Design\n\n" + _design(study, inputs)), _show(_plan_table(study)),
@@ -225,7 +227,7 @@ def _publish(study, inputs, runs, paths, stamps, left_out, links)->Path:
     save_json(about, out/"site.json")
     for judged, faults in ((pd.DataFrame({"item": [""], "what": "", "asked_by": "", "status": "met", "why": ""}), []), (None, None)):
         if judged is None: site = read_site(out); judged, faults = judge_items(site), find_faults(site)
-        render(front_book(study, inputs, runs, paths, left_out, judged, faults), out/"index.html", f"{study.name} · ich_study", links, about["pages"]["index"])
+        render(front_book(study, inputs, runs, paths, left_out, judged, faults, stamps), out/"index.html", f"{study.name} · ich_study", links, about["pages"]["index"])
     return out/"index.html"
 
 def save_pages(
@@ -234,15 +236,17 @@ def save_pages(
     kernel:str="python3", # kernelspec of the notebooks
     slots:int=2, # notebooks at a time
     progress:bool=True, # show a bar
+    few:bool=False, # of the runs, publish one page per model: its first
 )->list: # pages, the front page first
     "Write the pages of a study from what its runs left behind, without training, and check them"
     paths = root_paths(root)
     inputs = prepare(study, root, workers=slots, progress=progress)
     runs = status(study, root, inputs)
-    failed = _draw_runs(study, inputs, runs, paths, kernel, slots, progress)
+    shown = runs[runs.state == "done"].drop_duplicates("model") if few else runs
+    failed = _draw_runs(study, inputs, shown, paths, kernel, slots, progress)
     left_out = save_statistics(study, inputs, root)
     save_external(study, inputs, [run_folder(study, r, paths) for r in runs[(runs.state == "done") & (runs.seed == own_seed(study))].to_dict("records")], root, slots, progress)
-    stamps = page_stamps(study, inputs, runs, paths)
+    stamps = page_stamps(study, inputs, shown, paths)
     failed += _draw_pages(study, stamps, paths, kernel, slots, progress)
     if failed: raise StudyError("a page could not be made: " + "; ".join(failed))
     links = (("Overview", "index.html"), *((title, f"{name}.html") for name, _, title, _ in page_list(study)))
