@@ -4,7 +4,7 @@ The tables of 240 runs are made up (scores and volumes around the truth of the p
 each run is given the executed notebook of a real run, so that rendering has its real work. Statistics are computed before the clock starts. Timed: the page
 notebooks on their kernels, every page as HTML with its CSV, the checklist. Example:
 
-    python benchmarks/pages.py --run runs/smoke/plain/bhcnet/base/seed17/fold0 --root /tmp/large
+    python benchmarks/pages.py --run runs/smoke/plain/bhcnet/base/seed17/fold0 --root large
 """
 import argparse
 import json

@@ -245,7 +245,8 @@ def test_further_seeds_stand_in_the_ablation_alone():
     predictions, volumes = tables(SETS)
     both = [pd.concat([t, t.assign(split="validation", series=t.series + "v")]) for t in (predictions, volumes)]
     tested = both[1][["dataset", "patient", "series"]].drop_duplicates("series")
-    series = tested.assign(study=tested.series, images=1, volume_source="phantom", **{c: pd.NA for c in SERIES.columns if c not in ("dataset", "patient", "series", "study", "images", "volume_source")})
+    known = {"study": tested.series, "images": 1, "volume_source": "phantom"}
+    series = tested.assign(**known, **{c: float("nan") if kind == "number" else pd.NA for c, kind in SERIES.columns.items() if c not in {*known, "dataset", "patient", "series"}})
     made = _statistics(study, *both, predictions[:0], SimpleNamespace(baselines=(predictions[:0], volumes[:0]), series=check_table(series, "series")))
     for name in set(made) - {"ablation"}: assert "seed" not in made[name] or set(made[name].seed.dropna()) <= {17}, name
     assert set(made["ablation"].seed) == {17, 18}
@@ -258,7 +259,7 @@ def test_many_recipes_are_compared_with_the_baseline_alone():
 
 
 def test_pages_follow_the_study():
-    names = lambda s: [n for n, _, _ in page_list(s)]
+    names = lambda s: [page[0] for page in page_list(s)]
     assert names(check_study(SAID)) == ["cohort", "preprocess", "compare", "ablation", "claims"]
     assert names(check_study(SAID | {"recipes": ["paper"]})) == ["cohort", "preprocess", "compare", "claims"] and not has_ablation(check_study(SAID | {"recipes": ["paper"]}))
     other = {"name": "b", "kind": "phantom", "patients": 4, "seed": 3, "scanner": "B"}
