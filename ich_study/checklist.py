@@ -181,7 +181,7 @@ CHECKLIST = (
     Item("4", "reference standard: who, how, agreement of readers, mL from masks, what is not known", "CLAIM, STARD-AI", ("cohort words Reference standard", "cohort words readers", "cohort table classes")),
     Item("5", "patients divided, no overlap, seed, folds with the balance of classes", "CLAIM, STARD-AI", ("cohort table fold_proof shared tested_again", "cohort table folds role", "cohort words seed")),
     Item("6", "preprocessing in order with its parameters, its effect on grey values, what is refused", "CLAIM", ("preprocess table recipes steps", "preprocess figure step by step", "preprocess figure grey values", "cohort table screen")),
-    Item("7", "model, parameters, first weights, loss, optimiser, augmentation, stopping, selection", "CLAIM, TRIPOD+AI", ("run table parameters parameter value", "run words [Ll]oss", "run figure learning curves", "run table layers"), unless="runs"),
+    Item("7", "model, parameters, first weights, loss, optimiser, augmentation, stopping, selection", "CLAIM, TRIPOD+AI", ("run table parameters parameter value", "run words [Ll]oss", "run figure learning curves", "run table layers")),
     Item("8", "versions, hardware, run time, determinism, access to code and data", "CLAIM, TRIPOD+AI", ("compare table costs", "index words same inputs and seed", "index table versions"), slots=("code", "data_access")),
     Item("9", "sample size: expected width of intervals", "TRIPOD+AI, STARD-AI", ("cohort table precision",)),
     Item("10", "thresholds: rule, set, frozen before the test", "STARD-AI", ("compare table thresholds rule value", "compare words frozen")),
@@ -190,11 +190,11 @@ CHECKLIST = (
     Item("12", "areas under ROC and precision-recall curves with intervals, per class, with prevalence", "CLAIM", ("compare metrics subtypes auc ap", "compare figure ROC", "compare figure precision-recall")),
     Item("12e", "the same on external data, apart", "CLAIM", ("external metrics detection auc ap sensitivity specificity",), unless="external"),
     Item("13", "calibration: curve, intercept, slope, Brier score", "TRIPOD+AI", ("compare metrics calibration brier calibration_slope calibration_intercept", "compare figure calibration")),
-    Item("14", "models and recipes compared pairwise on the same patients: effect with interval, corrected p", "CLAIM", ("compare table comparison p p_holm low high",)),
+    Item("14", "models and recipes compared pairwise on the same patients: effect with interval, corrected p", "CLAIM", ("compare table comparison p p_holm low high",), unless="comparison"),
     Item("15", "subgroups: subtype, size, thickness, maker, age, sex, or why not", "TRIPOD+AI, STARD-AI", ("compare table subgroups kind group", "compare words [Ff]airness")),
-    Item("16", "failures: worst misses, false alarms and volume errors, shown", "CLAIM", ("run table failures", "run figure failure"), unless="runs"),
+    Item("16", "failures: worst misses, false alarms and volume errors, shown", "CLAIM", ("run table failures", "run figure failure")),
     Item("16a", "ablation of the preprocessing", "CLAIM", ("ablation words declared before training", "ablation figure effect"), unless="ablation"),
-    Item("17", "how the network's attention was shown, and a check of that method", "CLAIM", ("run figure Grad-CAM", "run table explained"), unless="runs"),
+    Item("17", "how the network's attention was shown, and a check of that method", "CLAIM", ("run figure Grad-CAM", "run table explained")),
     Item("18", "limitations and reach; registration, ethics, funding, conflicts", ALL, ("index words Limitations", "claims table claims verdict"), slots=("registration", "ethics", "funding", "conflicts")),
 )
 CHECKLIST += tuple(Item(f"BA-{n}", words, BA, needs, unless="volumes") for n, words, needs in (

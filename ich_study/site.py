@@ -221,6 +221,7 @@ def _publish(study, inputs, runs, paths, stamps, left_out, links)->Path:
     "Judge the pages and write the front page and `site.json`"
     out, lacks = paths.reports/study.name, {}
     if not len(pd.read_parquet(paths.runs/study.name/"agreement.parquet")): lacks["volumes"] = "these data have no reference volume"
+    if not len(pd.read_parquet(paths.runs/study.name/"comparison.parquet")): lacks["comparison"] = "one model under one recipe: there is nothing to compare"
     if not study.external: lacks["external"] = "the study has no external data"
     if not has_ablation(study): lacks["ablation"] = "the study has one recipe"
     about = {"study": study.name, "folds": study.folds, "pages": {**stamps, "index": _hash(stamps, told(study))}, "lacks": lacks, "statements": study.statements}
