@@ -159,6 +159,7 @@ def has_ablation(
 
 def _tables(study)->tuple: return (*TABLES, *(["ablation"] if has_ablation(study) else []))
 
+# %% ../nbs/92_sweep.ipynb #ae7b11c2
 def save_statistics(
     study:Study,
     inputs:Inputs, # from `prepare`
@@ -219,6 +220,7 @@ def _statistics(study, predictions, volumes, learned, inputs)->dict:
             "bands": band_table(everything), "calls": call_table(called, volumes), "subgroups": subgroup_table(called, volumes, inputs.series),
             "comparison": _comparison(study, tested, volumes, thresholds)} | ablation
 
+# %% ../nbs/92_sweep.ipynb #f2526894
 def no_statistics(
     *lead:str, # leading columns
 )->pd.DataFrame: # a statistics table without a row
