@@ -125,6 +125,7 @@ def place(tmp_path_factory):
     good, own = p.study("hostile", p.images, labels), p.root/"own.parquet"
     p.run = p.root/"runs/hostile/plain/bhcnet/base/seed17/fold0"
     p.call(0, "run", "run", good, apart=True)
+    p.call(0, "check", "check", "hostile")
     p.call(0, "status", "status", good)
     p.call(0, "dry", "sweep", good, "--dry-run")
     p.call(0, "index", "index", p.images, "--labels", labels, "--out", own)
