@@ -87,7 +87,8 @@ def _unlike(name, numbers, shown)->list:
     on_page = sorted((v.strip(), i) for v, i in cell.findall(shown))
     typed = numbers.assign(**{c: pd.to_numeric(numbers[c], errors="coerce") for c in ("value", "low", "high")}, reason=numbers.reason.replace("", None))
     in_csv = sorted(estimate_text(r, metric_digits(r.metric))[:2] for r in typed.itertuples())
-    odd = [f"{v} {i}".strip() for v, i in on_page if (v, i) not in set(in_csv)]
+    known = set(in_csv)
+    odd = [f"{v} {i}".strip() for v, i in on_page if (v, i) not in known]
     if odd: return [f"{name}: the page shows {odd[0]!r}, which is not in its CSV"]
     return [f"{name}: the CSV holds {len(in_csv)} estimates, the page shows {len(on_page)}"] if len(on_page) != len(in_csv) else []
 

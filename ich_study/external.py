@@ -27,7 +27,7 @@ from .cohort import data_fingerprint
 from .counts import clopper_pearson
 from .detection import POOLED, SHARES, detection_table, fold_table
 from .estimates import Estimate, statistics_table, undefined
-from .paths import Paths, check_name, save_json, study_root, whole_file
+from .paths import Paths, check_name, root_paths, save_json, whole_file
 from .phantom import SCANNERS
 from .predictions import load_run, prediction_table, volume_table
 from .resampling import draw_patients, drawn_estimate, mean_measure, resampled_areas
@@ -97,7 +97,7 @@ def external_folder(
     root:str|Path="", # study root; empty: found from the working directory
 )->Path: # not created
     "Where everything about external data lies"
-    return Paths(Path(root).expanduser().resolve() if root else study_root()).runs/study.name/"external"/check_name(name)
+    return root_paths(root).runs/study.name/"external"/check_name(name)
 
 _CODE = (*TRAINING_CODE, "fitted")
 
@@ -419,7 +419,7 @@ def save_external(
     progress:bool=True, # show bars
 )->pd.DataFrame: # one row per external data set: name, kind, state (ready, missing), reason, left_out
     "Predictions and tables of all external data of a study, under `runs/<study>/external/<name>/`; what is there already is kept"
-    paths, states = Paths(Path(root).expanduser().resolve() if root else study_root()), []
+    paths, states = root_paths(root), []
     kept, left_out = _complete(folders, inputs.folds)
     for d in study.external:
         reason = _not_there(d, paths) or ("" if kept else "no model has finished runs of all folds")

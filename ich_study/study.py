@@ -30,7 +30,7 @@ from .cq500 import cq500_batches, hash_cq500_reads, load_cq500_reads
 from .datasets import ADAPTERS, index_dataset
 from .folds import load_folds, make_folds, save_folds
 from .models import model_names
-from .paths import Paths, check_name, save_json, study_files, study_root, whole_file
+from .paths import Paths, check_name, root_paths, save_json, study_files, whole_file
 from .phantom import SCANNERS, write_cohort
 from .recipes import RECIPES, make_recipe
 from .schema import LABELS, StudyError, check_table
@@ -300,7 +300,7 @@ def prepare(
     size:int=0, # side of the images (pixels); 0: the profile's
 )->Inputs:
     "Index, folds, caches and baselines of a study, made where they are missing"
-    paths = Paths(Path(root).expanduser().resolve() if root else study_root())
+    paths = root_paths(root)
     place, folder = paths.cache/study.name, _there(study.dataset, study.name, f"the study {study.name!r}", paths)
     index, series = _index(study.dataset, own_name(study), folder, place, paths, workers, progress)
     folds_file, patients = paths.runs/study.name/"folds.csv", series.patient.unique()
@@ -349,7 +349,7 @@ def prepare_external(
     "Index, caches and batches of external data, made where they are missing"
     known = {d["name"]: d for d in study.external}
     if name not in known: raise StudyError(f"the study {study.name!r} has no external data called {name!r}; it has {list(known) or 'none'}")
-    paths, d = Paths(Path(root).expanduser().resolve() if root else study_root()), known[name]
+    paths, d = root_paths(root), known[name]
     folder = _there(d, name, f"the external set {name!r} of the study {study.name!r}", paths)
     index, series = _index(d, name, folder, paths.cache/study.name/"external"/name, paths, workers, progress)
     return External(name, d, index, series, _caches(study, index, recipes, size, paths, workers, progress), _batches(d, folder, index, series))

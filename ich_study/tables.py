@@ -11,7 +11,7 @@ import html
 
 import pandas as pd
 
-from .paths import safe_text
+from .paths import safe_table
 from .schema import STATISTICS, StudyError, check_table
 
 # %% ../nbs/89_tables.ipynb #a7cabcc0
@@ -69,7 +69,7 @@ class PageTable:
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         return {"text/html": self.body, "text/plain": self.data.to_string(index=False),
-                CSV: {"name": self.name, "csv": self.data.map(lambda v: safe_text(v) if isinstance(v, str) else v).to_csv(index=False)}}
+                CSV: {"name": self.name, "csv": safe_table(self.data).to_csv(index=False)}}
 
 def _table(name, caption, heads, lines, keys)->str:
     head = "".join(f'<th scope="col"{" class=key" if k else ""}>{html.escape(str(h))}</th>' for h, k in zip(heads, keys))
