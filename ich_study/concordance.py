@@ -185,7 +185,9 @@ def _deming(sxx, syy, sxy, ratio):
 def _without_each(x, y):
     "Means and sums of squares and products with each pair left out in turn"
     n, dx, dy = len(x), x - x.mean(), y - y.mean()
-    less = lambda a, b: (a*b).sum() - a*b*n/(n - 1)
+    def less(a, b):
+        left = (a*b).sum() - a*b*n/(n - 1)
+        return np.where(np.abs(left) <= 1e-12*np.sqrt((a*a).sum()*(b*b).sum()), 0., left)  # what cancels is nought, whatever the order of the sum
     return x.mean() - dx/(n - 1), y.mean() - dy/(n - 1), less(dx, dx), less(dy, dy), less(dx, dy)
 
 def _jackknifed(value, each, level):

@@ -454,6 +454,8 @@ def test_another_copy_of_every_series_narrows_no_interval(rows):
 @try_some
 @given(measured(least=4, most=16), st.integers(1, 2), st.integers(0, 99))
 @example((np.array([0, 0, 131.57, 108.61, 37.23, 0, 0]), np.array([1.2, 3.66, 114.68, 109.61, 37.23, 0, -7.32])), 2, 0)  # draws of patients without blood alone
+@example((np.array([0., 6, 0, 0]), np.array([-6.87, 6, 8.89, 4])), 1, 0)  # the line is upright without the one patient with blood
+@example((np.array([0., 6, 0, 0]), np.array([2.87, 6, 3.5, 3.5])), 1, 0)
 def test_an_agreement_table_does_not_know_the_order_of_rows(both, per_patient, seed):
     truth, measured_ml = both
     names = [f"p{k//per_patient}s{k}" for k in range(len(truth))]
