@@ -10,9 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from importlib.metadata import version
@@ -23,13 +21,12 @@ import cv2
 import joblib
 import numpy as np
 import pandas as pd
-from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 import ich_study
 from .cohort import data_fingerprint
 from .masks import load_masks
-from .paths import Paths, save_json
+from .paths import Paths, only_one, save_json
 from .recipes import Recipe
 from .rows import prepare_rows
 from .schema import INDEX, SUBTYPES, StudyError
@@ -159,18 +156,6 @@ def _fill_store(store:_Store, table:pd.DataFrame, fill:Callable, workers:int, pr
                          "put the files back and run again, or make the index again without them")
 
 # %% ../nbs/40_cache.ipynb #7d428426
-@contextmanager
-def _alone(folder:Path, progress:bool):
-    "Hold the lock of a folder that is to be made"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    try: lock.acquire(timeout=0)
-    except Timeout:
-        if progress: print(f"another process is making {folder.name}; waiting for it", file=sys.stderr, flush=True)
-        lock.acquire()
-    try: yield
-    finally: lock.release()
-
 def _check_space(store:_Store, need:int):
     "Refuse to begin what cannot end; `need` in bytes"
     there = (store.part/f"{store.name}.npy").stat().st_blocks*512
@@ -184,7 +169,7 @@ def _make(store:_Store, table:pd.DataFrame, fill:Callable, about:dict, need:int,
     "Make a store unless it is there, or wait for the process that makes it"
     if (store.folder/store.seal).is_file(): return _agree(store, table, fill)
     try:
-        with _alone(store.folder, progress):
+        with only_one(store.folder.with_name(f".{store.folder.name}.lock"), f"making {store.folder.name}", progress=progress):
             if (store.folder/store.seal).is_file(): return
             _open_part(store)
             _check_space(store, need)

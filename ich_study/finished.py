@@ -14,7 +14,7 @@ import pandas as pd
 
 from .batches import FoldData
 from .fitted import load_fitted
-from .paths import whole_file
+from .paths import only_one, whole_file
 from .predictions import load_run, prediction_table, run_complete, save_run
 from .train import Fitted, Settings, describe_run, fit_model, predict_fold, predict_rows, save_fitted
 
@@ -29,12 +29,13 @@ def finish_run(
 )->tuple: # (Fitted, predictions, volumes, about)
     "Train and save a run, or load it where it is finished under this fingerprint"
     folder = Path(folder)
-    if run_complete(folder, fingerprint):
-        (fitted, _, _), (predictions, volumes, about) = load_fitted(folder), load_run(folder)
-        fitted.history = pd.read_csv(folder/"history.csv")
-    else: fitted, predictions, volumes, about = _train(folder, data, settings, run, fingerprint, tensorboard)
-    if not (folder/"training.parquet").is_file():
-        with whole_file(folder/"training.parquet") as part: score_training(fitted, data, run).to_parquet(part)
+    with only_one(folder/".lock", "training this run"):
+        if run_complete(folder, fingerprint):
+            (fitted, _, _), (predictions, volumes, about) = load_fitted(folder), load_run(folder)
+            fitted.history = pd.read_csv(folder/"history.csv")
+        else: fitted, predictions, volumes, about = _train(folder, data, settings, run, fingerprint, tensorboard)
+        if not (folder/"training.parquet").is_file():
+            with whole_file(folder/"training.parquet") as part: score_training(fitted, data, run).to_parquet(part)
     return fitted, predictions, volumes, about
 
 def _train(folder, data, settings, run, fingerprint, tensorboard):

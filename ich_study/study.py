@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SIZE', 'PROFILES', 'KINDS', 'EXTERNAL_KINDS', 'AXES', 'PAGES', 'STATEMENTS', 'DECLARED', 'INDEX_CODE',
-           'CLASSICAL_CODE', 'TRAINING_CODE', 'UNCHANGED', 'THREADS', 'Study', 'load_study', 'check_study', 'own_name',
-           'data_folder', 'list_runs', 'Inputs', 'study_key', 'stamp_of', 'keep_tables', 'code_of', 'prepare',
-           'External', 'prepare_external', 'run_settings', 'run_fingerprint', 'set_threads']
+           'CLASSICAL_CODE', 'TRAINING_CODE', 'UNCHANGED', 'Study', 'load_study', 'check_study', 'own_name',
+           'data_folder', 'variants', 'list_runs', 'Inputs', 'study_key', 'stamp_of', 'keep_tables', 'noted', 'code_of',
+           'prepare', 'survey', 'External', 'prepare_external', 'run_settings', 'run_fingerprint']
 
 # %% ../nbs/64_study.ipynb #2158b51a
 import hashlib
@@ -16,7 +16,9 @@ import os
 import re
 import secrets
 import shutil
+import weakref
 from dataclasses import dataclass, field
+from keyword import iskeyword
 from pathlib import Path
 
 import pandas as pd
@@ -24,14 +26,14 @@ import yaml
 
 import ich_study
 from .baselines import baseline_tables, pseudo_volumes
-from .cache import Cache, build_cache
+from .cache import Cache, build_cache, cache_folder, load_cache
 from .cohort import data_fingerprint, index_folder, listing_stamp
 from .cq500 import cq500_batches, hash_cq500_reads, load_cq500_reads
 from .datasets import ADAPTERS, index_dataset
 from .folds import load_folds, make_folds, save_folds
 from .models import model_names
 from .paths import Paths, check_name, root_paths, save_json, study_files, whole_file
-from .phantom import SCANNERS, write_cohort
+from .phantom import SCANNERS, cohort_there, write_cohort
 from .recipes import RECIPES, make_recipe
 from .schema import LABELS, StudyError, check_table
 from .segment import SEGMENTERS
@@ -158,19 +160,32 @@ def _check_grid(study:Study, where:str):
     if type(study.folds) is not int or study.folds < 2: raise StudyError(f"{where}: folds should be a whole number of 2 or more, but is {study.folds!r}")
     if not isinstance(study.seeds, tuple) or not study.seeds or any(type(s) is not int or s < 0 for s in study.seeds) or len(set(study.seeds)) < len(study.seeds):
         raise StudyError(f"{where}: seeds should be a list of different whole numbers, but is {study.seeds!r}")
+    _check_parameters(study, where)
+
+def _check_parameters(study:Study, where:str):
+    "Names that papermill may write into a notebook as code, values that JSON knows, and no file names among them"
     if not isinstance(study.parameters, dict): raise StudyError(f"{where}: parameters should be a mapping, but is {study.parameters!r}")
-    if taken := sorted(set(study.parameters) & {*AXES, "study", "profile"}): raise StudyError(f"{where}: {taken} cannot stand under parameters; the grid sets them")
+    if taken := sorted(set(study.parameters) & {*AXES, "study", "profile", "root", "variant"}): raise StudyError(f"{where}: {taken} cannot stand under parameters; the grid sets them")
+    for name, value in study.parameters.items():
+        if not isinstance(name, str) or not name.isidentifier() or iskeyword(name): raise StudyError(f"{where}: parameters names {name!r}, which is no name of a variable")
+        if isinstance(value, list) and (not value or len({(type(v), v) if not isinstance(v, (list, dict)) else str(v) for v in value}) < len(value)):
+            raise StudyError(f"{where}: parameters.{name} should be a value or a list of different values, but is {value!r}")
+        for v in _values(value):
+            if not isinstance(v, (str, int, float)) or v != v or v in (float("inf"), float("-inf")): raise StudyError(f"{where}: parameters.{name} has {v!r}; it should be text, a number, true or false")
+            if isinstance(v, str) and name != "weights" and re.search(r"[/\\]|^~", v): raise StudyError(f"{where}: parameters.{name} is {v!r}; a place on this machine is no parameter of a run")
 
 def _values(v)->list: return list(v) if isinstance(v, (list, tuple)) else [v]
 
 def _check_rules(study:Study, where:str):
-    grid = dict(zip(AXES, (study.models, study.recipes, study.seeds, range(study.folds))))
+    grid = dict(zip(AXES, (study.models, study.recipes, study.seeds, range(study.folds)))) | {k: v for k, v in study.parameters.items() if isinstance(v, list)}
     for rule in (*study.include, *study.exclude):
-        if not isinstance(rule, dict) or set(rule) - set(AXES): raise StudyError(f"{where}: include and exclude take mappings of {list(AXES)}, not {rule!r}")
+        if not isinstance(rule, dict) or set(rule) - set(grid): raise StudyError(f"{where}: include and exclude take mappings of {list(grid)}, not {rule!r}")
         for axis, value in rule.items():
             if odd := [v for v in _values(value) if v not in grid[axis]]:
                 raise StudyError(f"{where}: include or exclude names {axis} {odd}, which the study does not have; it has {list(grid[axis])}")
-    if not list_runs(study): raise StudyError(f"{where}: include and exclude leave no run")
+    runs = list_runs(study)
+    if not runs: raise StudyError(f"{where}: include and exclude leave no run")
+    if not any(r["variant"] == "base" for r in runs): raise StudyError(f"{where}: include and exclude leave no run with the first value of each parameter, and those are the study's results")
 
 # %% ../nbs/64_study.ipynb #f499a356
 PAGES = ("index", "cohort", "preprocess", "compare", "ablation", "external", "claims")  # that every study may have
@@ -201,13 +216,30 @@ def _check_primary(study:Study, where:str):
     runs = {(r["model"], r["recipe"]) for r in list_runs(study)}
     if lost := [r for r in p["of"] if (p["model"], r) not in runs]: raise StudyError(f"{where}: primary compares {lost}, but include or exclude leave {p['model']} no run of it")
 
+# %% ../nbs/64_study.ipynb #b8eb4ad7
+def _word(value)->str: return {True: "on", False: "off"}[value] if isinstance(value, bool) else re.sub(r"[^A-Za-z0-9-]+", "_", f"{value:g}" if isinstance(value, float) else str(value))
+
+def _variant(changed:dict)->str:
+    "A name for changed parameters that may be that of a folder"
+    name = "_".join(f"{k}-{_word(v)}" for k, v in changed.items()) or "base"
+    return name if len(name) <= 64 else f"{name[:50]}_{stamp_of(changed)}"[:64]
+
+def variants(
+    study:Study,
+)->dict: # name -> {parameter: value}; `base` first
+    "The combinations of the parameters for which a study file lists several values"
+    lists = {k: v for k, v in study.parameters.items() if isinstance(v, list)}
+    chosen = [dict(zip(lists, values)) for values in itertools.product(*lists.values())]
+    return {_variant({k: v for k, v in c.items() if v != lists[k][0]}): c for c in chosen}
+
 # %% ../nbs/64_study.ipynb #d66f7fec
 def list_runs(
     study:Study,
-)->list: # of dicts with `AXES`, in order
+)->list: # of dicts with `AXES` and `variant`, in order
     "The runs of a study"
-    grid = [dict(zip(AXES, values)) for values in itertools.product(study.models, study.recipes, study.seeds, range(study.folds))]
-    match = lambda run, rules: any(all(run[k] in _values(v) for k, v in rule.items()) for rule in rules)
+    changed = variants(study)
+    grid = [dict(zip((*AXES, "variant"), values)) for values in itertools.product(study.models, study.recipes, study.seeds, range(study.folds), changed)]
+    match = lambda run, rules: any(all((run | changed[run["variant"]])[k] in _values(v) for k, v in rule.items()) for rule in rules)
     return [r for r in grid if (not study.include or match(r, study.include)) and not match(r, study.exclude)]
 
 # %% ../nbs/64_study.ipynb #d1158920
@@ -243,15 +275,27 @@ def keep_tables(
     make, # function that makes the two tables
 )->tuple: # of two tables
     "The two tables `name` of a folder if made under the same stamp, else made and saved"
-    note = folder/f"{name}.json"
-    files = [folder/f"{name}.parquet", folder/f"{name}_more.parquet"]
-    if note.is_file() and json.loads(note.read_text()).get("stamp") == stamp and all(f.is_file() for f in files):
-        return tuple(pd.read_parquet(f) for f in files)
+    if (found := _kept(folder, name, stamp)) is not None: return found
     tables = make()
-    for table, file in zip(tables, files):
-        with whole_file(file, private=True) as part: table.to_parquet(part)
-    save_json({"stamp": stamp}, note)
+    for table, end in zip(tables, _ENDS):
+        with whole_file(folder/f"{name}{end}.parquet", private=True) as part: table.to_parquet(part)
+    save_json({"stamp": stamp}, folder/f"{name}.json")
     return tables
+
+_ENDS = ("", "_more")  # of the names of two tables that are made together
+
+def _kept(folder, name, stamp):
+    "The two tables if they were made under this stamp, else None"
+    files = [folder/f"{name}{end}.parquet" for end in _ENDS]
+    if noted(folder/f"{name}.json") != stamp or not all(f.is_file() for f in files): return None
+    return tuple(pd.read_parquet(f) for f in files)
+
+def noted(
+    file:Path, # a JSON file with a stamp
+)->str: # empty: there is none
+    "The stamp under which something was made"
+    try: return json.loads(file.read_text()).get("stamp", "")
+    except (OSError, ValueError): return ""
 
 # %% ../nbs/64_study.ipynb #e227da72
 INDEX_CODE = ("schema", "dicom", "nifti", "pixels", "volume", "series", "screen", "masks", "labels", "cohort", *ADAPTERS)  # what decides an index
@@ -262,6 +306,11 @@ def code_of(
 )->list: # hashes of their text
     "What a result depends on besides its data: the text of the modules that compute it"
     return [hashlib.sha256((Path(ich_study.__file__).parent/f"{m}.py").read_bytes()).hexdigest() for m in modules]
+
+def _index_stamp(d:dict, folder:Path, key:bytes)->str:
+    "What an index depends on: settings, files, the key of the hashes, code"
+    code = code_of(INDEX_CODE) + (code_of(CLASSICAL_CODE) if d.get("pseudo") else [])
+    return stamp_of(d, listing_stamp(folder), key.hex()[:8], code)
 
 def _index(d:dict, name:str, folder:Path, place:Path, paths:Paths, workers:int, progress:bool)->tuple:
     "Index and series tables of the data `d` in `folder`, called `name`, kept in `place`"
@@ -274,8 +323,7 @@ def _index(d:dict, name:str, folder:Path, place:Path, paths:Paths, workers:int, 
         labels = paths.root/d["labels"] if d.get("labels") else None
         found = lambda: index_dataset(d["kind"], folder, name, labels, **options)
         make = (lambda: pseudo_volumes(*found(), d["pseudo"], workers, progress)) if d.get("pseudo") else found
-    code = code_of(INDEX_CODE) + (code_of(CLASSICAL_CODE) if d.get("pseudo") else [])
-    index, series = keep_tables(place, "index", stamp_of(d, listing_stamp(folder), key.hex()[:8], code), make)
+    index, series = keep_tables(place, "index", _index_stamp(d, folder, key), make)
     shutil.rmtree(options["parts"], ignore_errors=True)
     return check_table(index, "index"), check_table(series, "series")
 
@@ -286,9 +334,15 @@ def _there(d:dict, name:str, what:str, paths:Paths)->Path:
     if d["kind"] == "phantom" or folder.is_dir(): return folder
     raise StudyError(f"{what} looks for its data in {folder}, and there is no such folder; put the data there, or link to it")
 
-def _caches(study, index, recipes, size, paths, workers, progress)->dict:
-    "The caches of an index by the name of the recipe"
-    return {r: build_cache(index, make_recipe(r, size or IMAGE_SIZE[study.profile]), paths, workers, progress) for r in recipes or study.recipes}
+def _caches(study, index, recipes, size, paths, workers, progress, lost=None)->dict:
+    "The caches of an index by the name of the recipe; with `lost`, one that cannot be made is noted there"
+    made = {}
+    for r in recipes or study.recipes:
+        try: made[r] = build_cache(index, make_recipe(r, size or IMAGE_SIZE[study.profile]), paths, workers, progress)
+        except StudyError as e:
+            if lost is None: raise
+            lost[r] = str(e)
+    return made
 
 # %% ../nbs/64_study.ipynb #cd4479f9
 def prepare(
@@ -298,6 +352,7 @@ def prepare(
     workers:int=2, # processes
     progress:bool=True, # show bars
     size:int=0, # side of the images (pixels); 0: the profile's
+    lost:dict|None=None, # where a recipe whose images cannot be made is noted, with the reason; None: that is an error
 )->Inputs:
     "Index, folds, caches and baselines of a study, made where they are missing"
     paths = root_paths(root)
@@ -306,13 +361,42 @@ def prepare(
     folds_file, patients = paths.runs/study.name/"folds.csv", series.patient.unique()
     if not folds_file.is_file():
         save_folds(make_folds(series, study.folds, study.seeds[0], study.accept_classes), folds_file)
-    folds = load_folds(folds_file, patients)
-    if folds.fold.nunique() != study.folds:
-        raise StudyError(f"{folds_file} holds {folds.fold.nunique()} folds, the study asks for {study.folds}; delete the file to deal again")
-    caches = _caches(study, index, recipes, size, paths, workers, progress)
-    baselines = keep_tables(place, "baselines", stamp_of(data_fingerprint(index), study.name, code_of(CLASSICAL_CODE)),
-                      lambda: baseline_tables(index, series, study.name, workers, progress))
+    folds = _load_folds(folds_file, patients, study)
+    caches = _caches(study, index, recipes, size, paths, workers, progress, lost)
+    baselines = keep_tables(place, "baselines", _baseline_stamp(study, index), lambda: baseline_tables(index, series, study.name, workers, progress))
     return Inputs(index, series, folds, caches, baselines)
+
+def _baseline_stamp(study, index)->str: return stamp_of(data_fingerprint(index), study.name, code_of(CLASSICAL_CODE))
+
+def _load_folds(file, patients, study)->pd.DataFrame:
+    folds = load_folds(file, patients)
+    if folds.fold.nunique() != study.folds: raise StudyError(f"{file} holds {folds.fold.nunique()} folds, the study asks for {study.folds}; delete the file to deal again")
+    return folds
+
+# %% ../nbs/64_study.ipynb #2446bc8f
+def survey(
+    study:Study,
+    root:str|Path="", # study root; empty: found from the working directory
+)->tuple: # (Inputs with what is there, or None; rows: step, name, action, why)
+    "What of a study's inputs is there, and what `prepare` would make"
+    paths, d, rows = root_paths(root), study.dataset, []
+    place, folder = paths.cache/study.name, _there(d, study.name, f"the study {study.name!r}", paths)
+    def row(step, name, there, why): rows.append({"step": step, "name": name, "action": "keep" if there else "make", "why": "" if there else why}); return there
+    there = d["kind"] != "phantom" or cohort_there(folder, d.get("patients", 66), d.get("seed", 17), SCANNERS[d.get("scanner", "A")], d.get("positive"))
+    key = b"phantom" if d["kind"] == "phantom" else study_key(paths) if (paths.data/"key").is_file() else b""
+    known = (place/"index.json").is_file()
+    tables = _kept(place, "index", _index_stamp(d, folder, key)) if row("data", study.name, there, "synthetic patients are drawn") else None
+    if not row("index", study.name, tables is not None, "files, settings or code have changed" if known else "not made yet"): return None, rows
+    index, series = tables
+    file = paths.runs/study.name/"folds.csv"
+    folds = _load_folds(file, series.patient.unique(), study) if row("folds", study.name, file.is_file(), "not dealt yet") else None
+    caches = {}
+    for r in study.recipes:
+        where = cache_folder(index, make_recipe(r, IMAGE_SIZE[study.profile]), paths)
+        if row("cache", r, (where/"recipe.json").is_file(), "these images have not been through this recipe"): caches[r] = load_cache(where)
+    baselines = _kept(place, "baselines", _baseline_stamp(study, index))
+    row("baselines", study.name, baselines is not None, "images or code have changed" if (place/"baselines.json").is_file() else "not made yet")
+    return (Inputs(index, series, folds, caches, baselines) if folds is not None else None), rows
 
 # %% ../nbs/64_study.ipynb #4acd7cd9
 @dataclass(frozen=True)
@@ -359,35 +443,34 @@ TRAINING_CODE = ("schema", "augment", "batches", "heads", "weights", "prediction
 UNCHANGED = {"epochs": 0, "batch": 0, "learning_rate": 0.0, "augment": True, "balance": 1.0, "schedule": "cosine", "precision": "auto", "sequence": "features",
              "weights": "none", "variant": "base"}  # 3_train's word for "as the profile says"
 
+_SEEN = {}
+
+def _once(table, part, make):
+    "What `make` finds in a table, found once while the table lives: hundreds of runs ask the same"
+    kept = _SEEN.get((id(table), part))
+    if kept is None or kept[0]() is not table: kept = _SEEN[(id(table), part)] = weakref.ref(table), make()
+    return kept[1]
+
 def run_settings(
     study:Study,
-    run:dict, # model, recipe, seed, fold
+    run:dict, # model, recipe, seed, fold, variant (`base` when it is not named)
     **changed, # further parameters of the training notebook
 )->dict: # parameters of the training notebook
     "The parameters of one run: the grid's, the study file's, and what was changed by hand"
-    own = {k: v for k, v in changed.items() if v != UNCHANGED.get(k)}
-    return {"study": study.file or study.name, "profile": study.profile, **{k: run[k] for k in AXES}, **study.parameters, **own}
+    own, grid, name = {k: v for k, v in changed.items() if v != UNCHANGED.get(k)}, variants(study), run.get("variant", "base")
+    named = {"variant": name} if name != "base" else {}
+    return {"study": study.file or study.name, "profile": study.profile, **{k: run[k] for k in AXES}, **study.parameters, **grid.get(name, grid["base"]), **named, **own}
 
 # %% ../nbs/64_study.ipynb #d3231a00
 def run_fingerprint(
     study:Study,
     inputs:Inputs, # from `prepare`
-    run:dict, # model, recipe, seed, fold
+    run:dict, # model, recipe, seed, fold, variant (`base` when it is not named)
     **changed, # further parameters of the training notebook
 )->str: # 16 hexadecimal digits
     "A hash of everything that decides the numbers of a run"
     settings = {k: v for k, v in run_settings(study, run, **changed).items() if k != "study"}
     cache, code = inputs.caches[run["recipe"]], code_of((*TRAINING_CODE, run["model"]))
-    roles = inputs.folds[inputs.folds.fold == run["fold"]].sort_values("patient")
-    rows = hashlib.sha256(pd.util.hash_pandas_object(cache.rows, index=False).to_numpy().tobytes()).hexdigest()
-    return stamp_of(settings, cache.recipe["checksum"], cache.recipe["normalise"], cache.recipe.get("augment", True), rows, roles.to_csv(index=False), code)
-
-# %% ../nbs/64_study.ipynb #341dad50
-THREADS = tuple(f"{library}_NUM_THREADS" for library in ("OMP", "OPENBLAS", "MKL")) + ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
-
-def set_threads(
-    threads:int=1, # 1 or more
-):
-    "Fix the number of threads of the numerical libraries, for this process and those it starts; to be called before they are loaded"
-    if type(threads) is not int or threads < 1: raise StudyError(f"threads should be a whole number of 1 or more, but is {threads!r}")
-    os.environ.update(dict.fromkeys(THREADS, str(threads)))
+    roles = _once(inputs.folds, run["fold"], lambda: inputs.folds[inputs.folds.fold == run["fold"]].sort_values("patient").to_csv(index=False))
+    rows = _once(cache.rows, "rows", lambda: hashlib.sha256(pd.util.hash_pandas_object(cache.rows, index=False).to_numpy().tobytes()).hexdigest())
+    return stamp_of(settings, cache.recipe["checksum"], cache.recipe["normalise"], cache.recipe.get("augment", True), rows, roles, code)
