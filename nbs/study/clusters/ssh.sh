@@ -52,11 +52,11 @@ done
 [ -n "$hosts" ] || wrong "a file of hosts is wanted"
 [ -r "$hosts" ] || wrong "the file of hosts '$hosts' cannot be read"
 case $host in ''|*[!0-9A-Za-z.:-]*) wrong "--host should be an address of this machine, but is '$host'";; esac
-for pair in "--port $port" "--cores $cores" "--gb $gb"; do whole ${pair% *} "${pair#* }"; done
+whole --port "$port"; whole --cores "$cores"; whole --gb "$gb"
 case $gpus in 0|1) ;; *) wrong "--gpus should be 0 or 1, but is '$gpus'";; esac
 [ -n "$python" ] || python=$(command -v python3) || wrong "no python3 is here; give --python"
 
-hostlist=$(sed 's/#.*//' "$hosts" | while read -r name slots rest; do
+hostlist=$(sed 's/#.*//' "$hosts" | while read -r name slots rest || [ -n "$name" ]; do
   [ -n "$name" ] || continue
   case $name in -*|*[!0-9A-Za-z@._:-]*) wrong "'$name' in $hosts is no name of a machine";; esac
   whole "the number of slots of $name in $hosts" "${slots:-1}"
