@@ -9,7 +9,6 @@ __all__ = ['parser', 'main']
 import argparse
 import os
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 # %% ../nbs/99_cli.ipynb #c3adf483
@@ -48,25 +47,14 @@ def _recipe(name, size):
         raise StudyError(f"{name} makes images of {recipe.size} pixels, not {size}; leave --size out, or change the file")
     return recipe
 
-@contextmanager
-def _scheduler(address):
-    "Dask workers behind that address do the work; empty: processes of this machine"
-    if not address: yield; return
-    import joblib
-    from distributed import Client
-    from ich_study.schema import StudyError
-    try: client = Client(address, timeout="10s")
-    except (OSError, ValueError, TimeoutError) as e:
-        raise StudyError(f"no Dask scheduler answers at {address} ({type(e).__name__}); start one with `dask scheduler`") from None
-    with client, joblib.parallel_config(backend="dask"): yield
-
 # %% ../nbs/99_cli.ipynb #30100b31
 def _cache(a):
     from ich_study.cache import build_cache, verify_cache
     from ich_study.cohort import load_index
+    from ich_study.engine import Engine, Places
     from ich_study.paths import Paths, study_root
     index, recipe = load_index(a.index), _recipe(a.recipe, a.size)
-    with _scheduler(a.scheduler): cache = build_cache(index, recipe, Paths(study_root()), a.workers)
+    with Engine(Places(scheduler=a.scheduler)) as engine, engine.processes(): cache = build_cache(index, recipe, Paths(study_root()), a.workers)
     checked = f", {verify_cache(cache.folder)} of them with the bytes they were made with" if a.verify else ""
     print(f"{len(cache.images)} images of {cache.images.shape[1]} x {cache.images.shape[2]} x {cache.images.shape[3]}{checked}: {cache.folder}")
 
@@ -85,31 +73,61 @@ def _folds(a):
     if len(held): print(f"{held.patient.nunique()} of {series.patient.nunique()} patients are held out, and in no fold: {away}")
 
 # %% ../nbs/99_cli.ipynb #1f002542
+def _places(a):
+    from ich_study.engine import Places
+    return Places(a.slots, a.threads, tuple(a.gpus), a.memory_gb, a.scheduler, a.cluster, a.retries)
+
+def _plan(table, slots):
+    "What would be done, a line each, and how long the runs would take"
+    from ich_study.sweep import in_words
+    todo = table[table.action != "keep"]
+    runs = todo[todo.step == "run"]
+    print(table.assign(seconds=table.seconds.map(lambda s: "" if s != s or not s else f"{s:.0f} s")).rename(columns={"seconds": "about"}).to_string(index=False))
+    print(f"\nto do: {len(todo)} of {len(table)} steps, {len(runs)} of them runs; the runs would take about {in_words(runs.seconds.sum(skipna=False)/slots if len(runs) else 0.)} on {slots} slots")
+
 def _run(a):
-    from ich_study.site import run_study
+    from ich_study.engine import Engine
+    from ich_study.site import plan_study, run_study
     from ich_study.study import load_study
-    summary = run_study(load_study(a.study, a.profile), slots=a.workers, kernel=a.kernel)
+    study = load_study(a.study, a.profile)
+    if a.dry_run: _plan(plan_study(study), len(a.gpus) or a.slots); return 0
+    with Engine(_places(a)) as engine: summary = run_study(study, engine=engine, kernel=a.kernel, timeout_s=a.timeout)
     print(summary)
     return 1 if summary.failed else 0
 
 def _sweep(a):
+    from ich_study.engine import Engine
     from ich_study.study import load_study
-    from ich_study.sweep import plan, train_missing
+    from ich_study.sweep import plan, save_parameters, train_missing
     study = load_study(a.study, a.profile)
-    if a.dry_run: print(plan(study).to_string(index=False)); return 0
-    summary = train_missing(study, slots=a.workers, kernel=a.kernel)
+    if a.parameters: print(f"{len(save_parameters(study, a.parameters))} files of parameters; use one as: papermill 3_train.ipynb out.ipynb -f FILE: {a.parameters}"); return 0
+    if a.dry_run: _plan(plan(study), len(a.gpus) or a.slots); return 0
+    with Engine(_places(a)) as engine: summary = train_missing(study, engine=engine, kernel=a.kernel, timeout_s=a.timeout)
     print(summary)
     return 1 if summary.failed else 0
 
 def _status(a):
+    from ich_study.paths import root_paths
     from ich_study.study import load_study
-    from ich_study.sweep import status
-    print(status(load_study(a.study)).to_string(index=False))
+    from ich_study.sweep import guess_seconds, in_words, is_held, read_journal, status, sweep_lock
+    study, paths = load_study(a.study), root_paths()
+    table, said = status(study), read_journal(study, paths)
+    print(table.to_string(index=False))
+    left = guess_seconds(study, table[table.state != "done"].to_dict("records"))
+    counts = ", ".join(f"{n} {state}" for state, n in table.state.value_counts().items())
+    print(f"\n{study.name}: {counts}" + (f"; what is not done would take about {in_words(sum(left))} on one slot" if left else ""))
+    if is_held(sweep_lock(study, paths)): print(f"a sweep is at work: process {said.get('pid')} on {said.get('host')} since {said.get('since')}; Dask's dashboard: {said.get('dashboard')}")
+    elif left: print(f"no sweep is at work; `ich-study sweep {a.study}` goes on")
+
+def _cluster(a):
+    from ich_study.clusters import job_script, load_cluster
+    print(job_script(load_cluster(a.recipe)))
 
 def _report(a):
+    from ich_study.engine import Engine, Places
     from ich_study.site import save_pages
     from ich_study.study import load_study
-    pages = save_pages(load_study(a.study), kernel=a.kernel, slots=a.workers, few=a.few)
+    with Engine(Places(slots=a.workers)) as engine: pages = save_pages(load_study(a.study), engine=engine, kernel=a.kernel, few=a.few)
     print(f"{len(pages)} pages, fit to publish: {pages[0]}")
 
 def _check(a):
@@ -149,7 +167,7 @@ def _recipes(a):
         print(f"{r.name:14} {r.about}\n{'':14} {steps}; {r.normalise}, {'augmented' if r.augment else 'not augmented'}")
 
 def _kernel(a):
-    from ich_study.sweep import install_kernel
+    from ich_study.engine import install_kernel
     name, folder = install_kernel(a.backend, a.gpu)
     print(f"kernel {name}: {folder}\nuse it as: ich-study run --kernel {name}")
 
@@ -171,6 +189,15 @@ def _whole(low):
 
 # %% ../nbs/99_cli.ipynb #c2f5132b
 _WORKERS = _arg("--workers", type=_whole(1), default=min(2, os.cpu_count() or 1), metavar="N", help="processes (default %(default)s)")
+_SLOTS = (_arg("--slots", "--workers", type=_whole(1), default=min(2, os.cpu_count() or 1), metavar="N", help="runs at a time on this machine (default %(default)s)"),
+          _arg("--threads", type=_whole(1), default=1, metavar="N", help="threads of each run; another number gives other last digits (default %(default)s)"),
+          _arg("--gpus", type=_whole(0), nargs="+", default=[], metavar="N", help="numbers of the GPUs of this machine, one run at a time on each"),
+          _arg("--memory-gb", type=float, default=0., metavar="GB", help="memory a run may take before it is ended (default: its share of this machine's)"),
+          _arg("--scheduler", default="", metavar="ADDRESS", help="a Dask scheduler whose workers see the same files, as tcp://host:8786"),
+          _arg("--cluster", default="", metavar="RECIPE", help="slurm, pbs, or the YAML file of a recipe for a queue; see `ich-study cluster`"),
+          _arg("--timeout", type=float, default=0., metavar="S", help="seconds a run may take before it is ended (default: any)"),
+          _arg("--retries", type=_whole(0), default=1, metavar="N", help="further tries for a run whose kernel was killed (default %(default)s)"))
+_DRY = _arg("--dry-run", action="store_true", help="say what would be done, why, and how long it would take; do nothing")
 _KERNEL = _arg("--kernel", default="python3", metavar="NAME", help="Jupyter kernel of the notebooks (default %(default)s)")
 _STUDY = _arg("study", nargs="?", default="phantom", metavar="STUDY", help="a study file, or the name of one that comes along (default %(default)s)")
 _PROFILE = _arg("--profile", choices=("quick", "paper"), default="", help="another profile than the study file's")
@@ -199,8 +226,8 @@ def _data_commands(sub):
 
 # %% ../nbs/99_cli.ipynb #aa31c5f0
 def _study_commands(sub):
-    _add(sub, "sweep", _sweep, "train what is missing of a study, without pages", "sweep phantom --dry-run", _STUDY, _PROFILE,
-         _arg("--dry-run", action="store_true", help="say what would run, and run nothing"), _WORKERS, _KERNEL)
+    _add(sub, "sweep", _sweep, "train what is missing of a study, without pages", "sweep phantom --dry-run", _STUDY, _PROFILE, _DRY,
+         _arg("--parameters", default="", metavar="FOLDER", help="write the parameters of each run as a file for papermill's -f, and run nothing"), *_SLOTS, _KERNEL)
     _add(sub, "status", _status, "what of a study is done, failed or missing, read from disk", "status phantom", _STUDY)
     _add(sub, "report", _report, "make a study's pages from its tables, without training, and check them", "report phantom", _STUDY, _WORKERS, _KERNEL,
          _arg("--few", action="store_true", help="of the runs, one page per model: for publishing a large study"))
@@ -209,6 +236,8 @@ def _study_commands(sub):
     _add(sub, "predict", _predict, "scores and mL for new DICOM series", "predict scans --run runs/phantom/plain/cnn_lstm/base/seed17/fold0",
          _arg("folder", type=Path, metavar="FOLDER"), _arg("--run", type=Path, required=True, metavar="RUN", help="folder of a finished run"),
          _arg("--out", type=Path, metavar="CSV", help="write a table instead of printing it"), _WORKERS)
+    _add(sub, "cluster", _cluster, "print the job script of a recipe for a queue", "cluster slurm",
+         _arg("recipe", metavar="RECIPE", help="slurm, pbs, or a YAML file like theirs"))
     _add(sub, "models", _models, "the models there are", "models")
     _add(sub, "recipes", _recipes, "the recipes there are", "recipes --json paper > mine.json",
          _arg("--json", default="", metavar="NAME", help="one recipe as JSON, to be changed and given to `ich-study cache --recipe`"))
@@ -222,7 +251,7 @@ def parser()->argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="ich-study", description="Does preprocessing improve the measured volume of intracranial haemorrhage on head CT?",
                                   epilog="begin with: ich-study run")
     sub = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add(sub, "run", _run, "everything in order: data, training, statistics, pages; resumes", "run phantom", _STUDY, _PROFILE, _WORKERS, _KERNEL)
+    _add(sub, "run", _run, "everything in order: data, training, statistics, pages; resumes", "run phantom", _STUDY, _PROFILE, _DRY, *_SLOTS, _KERNEL)
     _data_commands(sub), _study_commands(sub)
     return top
 

@@ -19,9 +19,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import nbformat
-from nbformat.v4 import new_output
-
 from .paths import whole_file
 from .schema import StudyError
 from .tables import CSV
@@ -145,6 +142,7 @@ def _discreet(output):
     "An output without what an error quotes"
     if output.output_type != "error": return output
     said = hide_files(output.evalue) if output.ename == "StudyError" else _TOLD
+    from nbformat.v4 import new_output
     return new_output("error", ename=output.ename, evalue=said, traceback=[*_places(output.traceback), f"{output.ename}: {said}"])
 
 # %% ../nbs/90_reports.ipynb #e973752a
@@ -156,6 +154,7 @@ def _hide_places(book):
 
 def _clean(notebook:Path):
     "Take out of an executed notebook what names a file or this machine"
+    import nbformat
     book = nbformat.read(notebook, 4)
     book.metadata.pop("papermill", None)
     _hide_places(book)
@@ -211,6 +210,7 @@ def _run(notebook, part, parameters, kernel, watch, again=True)->tuple:
 
 def _reached(part:Path)->int:
     "The last code cell that was started; a killed kernel leaves no execution count, papermill's start times stay"
+    import nbformat
     cells = nbformat.read(part, 4).cells if part.is_file() else []
     return sum(c.cell_type == "code" and bool(c.metadata.get("papermill", {}).get("start_time")) for c in cells)
 
@@ -343,11 +343,16 @@ _BODY = """
 {%- block data_text %}<pre>{{ output.data['text/plain'] | e }}</pre>{% endblock -%}
 """
 
+def _book(notebook):
+    "A notebook that may be a file"
+    import nbformat
+    return nbformat.read(notebook, 4) if isinstance(notebook, (str, Path)) else notebook
+
 def notebook_body(
     notebook, # executed: a file, or what nbformat read from one
 )->str: # HTML without head
     "Prose, folded code and outputs of a notebook"
-    book = nbformat.read(notebook, 4) if isinstance(notebook, (str, Path)) else notebook
+    book = _book(notebook)
     _describe_figures(book), _hide_places(book)
     prefer = ["text/html", "text/markdown", "image/png", "text/plain"]
     from nbconvert import HTMLExporter
@@ -382,7 +387,7 @@ def render(
     stamp:str="", # of what the page was made from
 )->Path: # the file; tables that can be downloaded stand as CSV in `tables` beside it
     "An executed notebook as one self-contained page"
-    path, book = Path(path), nbformat.read(notebook, 4) if isinstance(notebook, (str, Path)) else notebook
+    path, book = Path(path), _book(notebook)
     files = save_tables(book, path)
     link = lambda m: f'<p class="tools"><a href="tables/{files[m[1]]}" download>CSV</a></p>' if m[1] in files else ""
     return save_page(path, title, re.sub(r"<!--csv:([\w.-]+)-->", link, notebook_body(book)), links, stamp)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WARNING', 'MEANT', 'HEADLINE', 'page_list', 'run_page', 'page_stamps', 'headline', 'front_book', 'save_pages',
-           'run_study']
+           'run_study', 'plan_study']
 
 # %% ../nbs/96_site.ipynb #92f70c9c
 import hashlib
@@ -12,6 +12,7 @@ import html
 import json
 import re
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,13 +24,14 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from .ablation import answer
 from .checklist import Site, coverage_text, find_faults, judge_items, read_page, read_site, refuse_unfit
 from .cohort import data_fingerprint
+from .engine import Engine
 from .external import external_folder, save_external
-from .paths import Paths, root_paths, save_json, study_files
+from .paths import Paths, only_one, root_paths, save_json, study_files
 from .reports import links_table, render
 from .schema import STATISTICS, StudyError
-from .study import Study, prepare, stamp_of
-from .sweep import (TABLES, Summary, code_stamp, has_ablation, noted, own_seed, page_key, run_folder, run_job, run_missing, run_name, save_statistics,
-                             status, told, train_missing)
+from .study import Study, noted, prepare, stamp_of, survey
+from .results import TABLES, has_ablation, own_seed, save_statistics, statistics_there
+from .sweep import Summary, code_stamp, page_key, plan, run_folder, run_job, run_missing, run_name, status, sweep_lock, told, train_missing, who_runs
 from .tables import page_table, wide_table
 
 # %% ../nbs/96_site.ipynb #fd944f8d
@@ -60,7 +62,7 @@ def run_page(
     run:dict, # model, recipe, seed, fold
 )->str: # without .html
     "The name of the page of a run"
-    return f"run_{run['model']}_{run['recipe']}_seed{run['seed']}_fold{run['fold']}"
+    return f"run_{run['model']}_{run['recipe']}_seed{run['seed']}_fold{run['fold']}" + (f"_{v}" if (v := run.get("variant", "base")) != "base" else "")
 
 # %% ../nbs/96_site.ipynb #67be6697
 def _bytes(*files)->list: return [hashlib.sha256(f.read_bytes()).hexdigest() if f.is_file() else "" for f in files]
@@ -87,11 +89,11 @@ def page_stamps(
 # %% ../nbs/96_site.ipynb #afa878c1
 def _executed(study, run, paths)->Path: return run_folder(study, run, paths)/"executed.ipynb"
 
-def _execute_stale(jobs, keys, kernel, slots, progress)->list:
+def _execute_stale(jobs, keys, engine, kernel, progress)->list:
     "Execute the notebooks that were not made under their key, noted in `page.json` beside them; sentences on what failed"
     stale = [(job, key) for job, key in zip(jobs, keys) if noted(job[2].with_name("page.json")) != key or not job[2].is_file()]
     failed = []
-    for i, outcome in run_missing([job for job, _ in stale], slots, kernel, progress=progress):
+    for i, outcome in run_missing([job for job, _ in stale], engine, kernel, progress=progress):
         (label, _, out, _), key = stale[i]
         if outcome.status == "failed": failed.append(f"{label}: cell {outcome.cell}: {outcome.error} (see {outcome.notebook})")
         else: save_json({"stamp": key}, out.with_name("page.json"))
@@ -236,21 +238,27 @@ def _publish(study, inputs, runs, paths, stamps, left_out, links)->Path:
 def save_pages(
     study:Study,
     root:str|Path="", # study root
+    engine:Engine|None=None, # where notebooks run; None: two slots of this machine
     kernel:str="python3", # kernelspec of the notebooks
-    slots:int=2, # notebooks at a time
-    progress:bool=True, # show a bar
+    progress:bool=True, # show progress
     few:bool=False, # of the runs, publish one page per model: its first
 )->list: # pages, the front page first
     "Write the pages of a study from what its runs left behind, without training, and check them"
     paths = root_paths(root)
-    inputs = prepare(study, root, workers=slots, progress=progress)
+    with (nullcontext(engine) if engine else Engine()) as engine, only_one(sweep_lock(study, paths), who_runs(study, paths), wait=False):
+        return _save_pages(study, root, paths, engine, kernel, progress, few)
+
+def _save_pages(study, root, paths, engine, kernel, progress, few):
+    slots = engine.places.slots
+    inputs = prepare(study, root, workers=slots, progress=progress, lost={})
     runs = status(study, root, inputs)
-    shown = runs[runs.state == "done"].drop_duplicates("model") if few else runs
-    failed = _draw_runs(study, shown, paths, kernel, slots, progress)
+    own = runs[runs.variant == "base"]
+    shown = own[own.state == "done"].drop_duplicates("model") if few else own
+    failed = _draw_runs(study, shown, paths, engine, kernel, progress)
     left_out = save_statistics(study, inputs, root)
-    save_external(study, inputs, [run_folder(study, r, paths) for r in runs[(runs.state == "done") & (runs.seed == own_seed(study))].to_dict("records")], root, slots, progress)
+    save_external(study, inputs, [run_folder(study, r, paths) for r in own[(own.state == "done") & (own.seed == own_seed(study))].to_dict("records")], root, slots, progress)
     stamps = page_stamps(study, inputs, shown, paths)
-    failed += _draw_pages(study, stamps, paths, kernel, slots, progress)
+    failed += _draw_pages(study, stamps, paths, engine, kernel, progress)
     if failed: raise StudyError("a page could not be made: " + "; ".join(failed))
     links = (("Overview", "index.html"), *((title, f"{name}.html") for name, _, title, _ in page_list(study)))
     _write_pages(study, stamps, runs, paths, links, slots)
@@ -261,14 +269,33 @@ def save_pages(
 def run_study(
     study:Study,
     root:str|Path="", # study root; empty: found from the working directory
-    slots:int=2, # notebooks at a time
+    engine:Engine|None=None, # where notebooks run; None: two slots of this machine
     kernel:str="python3", # kernelspec of the notebooks
-    progress:bool=True, # show bars
-    timeout_s:float=0, # limit of one cell; 0: none
+    progress:bool=True, # show progress
+    timeout_s:float=0, # limit of one run; 0: none
 )->Summary:
     "Data, runs, statistics and pages of a study; what is finished is kept"
-    summary = train_missing(study, root, slots, kernel, progress, timeout_s)
-    table = status(study, root)
-    sets = table[table.seed == own_seed(study)].groupby(["model", "recipe"]).state
-    if (sets.agg(set).map({"done"}.__eq__)).any(): summary.page = str(save_pages(study, root, kernel, slots, progress)[0])
+    with (nullcontext(engine) if engine else Engine()) as engine:
+        summary = train_missing(study, root, engine, kernel, progress, timeout_s)
+        table = status(study, root)
+        sets = table[(table.seed == own_seed(study)) & (table.variant == "base")].groupby(["model", "recipe"]).state
+        if (sets.agg(set).map({"done"}.__eq__)).any(): summary.page = str(save_pages(study, root, engine, kernel, progress)[0])
     return summary
+
+def plan_study(
+    study:Study,
+    root:str|Path="", # study root; empty: found from the working directory
+)->pd.DataFrame: # as `plan`, with the steps `statistics` and `page`
+    "What `run_study` would do, from data to pages, and why"
+    table, paths = plan(study, root), root_paths(root)
+    row = lambda step, name, why: {"step": step, "name": name, "action": "make" if why else "keep", "why": why}
+    names, first = [name for name, *_ in page_list(study)], table[(table.action != "keep") & (table.step != "baselines")]
+    if len(first): rows = [row("statistics", study.name, f"after {len(first)} other steps"), *(row("page", n, "after the statistics, if they change") for n in names)]
+    else:
+        inputs = survey(study, root)[0]
+        runs = status(study, root, inputs)
+        rows = [row("statistics", study.name, "" if (there := statistics_there(study, runs, root)) else "runs, declarations or code have changed")]
+        stamps = page_stamps(study, inputs, runs, paths)
+        keys = {n: stamp_of(stamps[n], code_stamp(notebook)) for n, notebook, *_ in page_list(study)}
+        rows += [row("page", n, "" if there and noted(paths.runs/study.name/"pages"/n/"page.json") == keys[n] else "what it shows, or code, has changed") for n in names]
+    return pd.concat([table, pd.DataFrame(rows)], ignore_index=True)

@@ -17,7 +17,8 @@ from ich_study.resampling import area_measure
 from ich_study.schema import LABELS, PREDICTIONS, SERIES, StudyError, check_table
 from ich_study.study import Study, check_study, list_runs
 from ich_study.site import page_list
-from ich_study.sweep import _comparison, _statistics, has_ablation, own_seed, study_files
+from ich_study.paths import study_files
+from ich_study.results import _comparison, _statistics, has_ablation, own_seed
 
 N = 66
 PATIENTS = np.array([f"p{i:02}" for i in range(N)])

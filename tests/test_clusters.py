@@ -17,8 +17,9 @@ from distributed import Client
 from distributed.cli.dask_scheduler import main as dask_scheduler
 from distributed.cli.dask_worker import main as dask_worker
 
-from ich_study.clusters import THREADS, bundled_clusters, check_cluster, cost_on_paper, job_script, load_cluster, slot_environment, start_cluster, wall_hours
+from ich_study.clusters import bundled_clusters, check_cluster, cost_on_paper, job_script, load_cluster, slot_environment, start_cluster, wall_hours
 from ich_study.schema import StudyError
+from ich_study.slots import THREADS
 
 FOLDER = Path(__file__).resolve().parent.parent/"nbs"/"study"/"clusters"
 SSH = FOLDER/"ssh.sh"

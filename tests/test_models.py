@@ -13,7 +13,7 @@ import pytest
 
 from ich_study.models import model_names, model_table
 from ich_study.schema import StudyError
-from ich_study.sweep import install_kernel
+from ich_study.engine import install_kernel
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,7 +40,7 @@ TRAIN = """
 import sys
 from pathlib import Path
 import numpy as np
-from ich_study.study import set_threads
+from ich_study.slots import set_threads
 set_threads(1)
 from ich_study.batches import fold_data, toy_cache
 from ich_study.train import fit_model, make_settings
