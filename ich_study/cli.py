@@ -109,14 +109,14 @@ def _sweep(a):
 def _status(a):
     from ich_study.paths import root_paths
     from ich_study.study import load_study
-    from ich_study.sweep import guess_seconds, in_words, is_held, read_journal, status, sweep_lock
+    from ich_study.sweep import at_work, guess_seconds, in_words, status
     study, paths = load_study(a.study), root_paths()
-    table, said = status(study), read_journal(study, paths)
+    table, said = status(study), at_work(study, paths)
     print(table.to_string(index=False))
     left = guess_seconds(study, table[table.state != "done"].to_dict("records"))
     counts = ", ".join(f"{n} {state}" for state, n in table.state.value_counts().items())
     print(f"\n{study.name}: {counts}" + (f"; what is not done would take about {in_words(sum(left))} on one slot" if left else ""))
-    if is_held(sweep_lock(study, paths)): print(f"a sweep is at work: process {said.get('pid')} on {said.get('host')} since {said.get('since')}; Dask's dashboard: {said.get('dashboard')}")
+    if said is not None: print(f"a sweep is at work: process {said.get('pid')} on {said.get('host')} since {said.get('since')}; Dask's dashboard: {said.get('dashboard', 'not started yet')}")
     elif left: print(f"no sweep is at work; `ich-study sweep {a.study}` goes on")
 
 def _cluster(a):
@@ -187,15 +187,22 @@ def _whole(low):
         return int(text)
     return number
 
+def _number(text):
+    "A type for argparse: a number of at least 0"
+    try: value = float(text)
+    except ValueError: value = -1.
+    if not 0 <= value < float("inf"): raise argparse.ArgumentTypeError(f"{text!r} should be a number of 0 or more")
+    return value
+
 # %% ../nbs/99_cli.ipynb #c2f5132b
 _WORKERS = _arg("--workers", type=_whole(1), default=min(2, os.cpu_count() or 1), metavar="N", help="processes (default %(default)s)")
 _SLOTS = (_arg("--slots", "--workers", type=_whole(1), default=min(2, os.cpu_count() or 1), metavar="N", help="runs at a time on this machine (default %(default)s)"),
           _arg("--threads", type=_whole(1), default=1, metavar="N", help="threads of each run; another number gives other last digits (default %(default)s)"),
           _arg("--gpus", type=_whole(0), nargs="+", default=[], metavar="N", help="numbers of the GPUs of this machine, one run at a time on each"),
-          _arg("--memory-gb", type=float, default=0., metavar="GB", help="memory a run may take before it is ended (default: its share of this machine's)"),
+          _arg("--memory-gb", type=_number, default=0., metavar="GB", help="memory a run may take before it is ended (default: its share of this machine's)"),
           _arg("--scheduler", default="", metavar="ADDRESS", help="a Dask scheduler whose workers see the same files, as tcp://host:8786"),
           _arg("--cluster", default="", metavar="RECIPE", help="slurm, pbs, or the YAML file of a recipe for a queue; see `ich-study cluster`"),
-          _arg("--timeout", type=float, default=0., metavar="S", help="seconds a run may take before it is ended (default: any)"),
+          _arg("--timeout", type=_number, default=0., metavar="S", help="seconds a run may take before it is ended (default: any)"),
           _arg("--retries", type=_whole(0), default=1, metavar="N", help="further tries for a run whose kernel was killed (default %(default)s)"))
 _DRY = _arg("--dry-run", action="store_true", help="say what would be done, why, and how long it would take; do nothing")
 _KERNEL = _arg("--kernel", default="python3", metavar="NAME", help="Jupyter kernel of the notebooks (default %(default)s)")

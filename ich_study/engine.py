@@ -64,16 +64,20 @@ def slot_list(
     return [{"name": f"gpu{g}", "resources": slot_resources(gb, 1), "env": env | own(g)} for g in places.gpus]
 
 # %% ../nbs/38_engine.ipynb #1084254d
+_CALM = {"distributed.worker.profile.enabled": False, "distributed.admin.tick.interval": "500ms"}
+
 def _start_local(places, scratch):
+    import dask
     from distributed import Client, Nanny, Scheduler, SpecCluster
     options = lambda s: {**s, "nthreads": 1, "memory_limit": 0, "local_directory": scratch, "host": "127.0.0.1", "silence_logs": logging.CRITICAL, "dashboard": False}
-    cluster = SpecCluster(workers={s["name"]: {"cls": Nanny, "options": options(s)} for s in slot_list(places)}, silence_logs=logging.CRITICAL,
-                          scheduler={"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}})
+    with dask.config.set(_CALM):
+        cluster = SpecCluster(workers={s["name"]: {"cls": Nanny, "options": options(s)} for s in slot_list(places)}, silence_logs=logging.CRITICAL,
+                              scheduler={"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}})
     return cluster, Client(cluster)
 
 def _reach(address, seconds=10):
     from distributed import Client
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    for name in ("distributed", "distributed.client", "distributed.core"): logging.getLogger(name).setLevel(logging.CRITICAL)  # what is lost is said in a sentence
     try: return Client(address, timeout=f"{seconds}s")
     except (OSError, ValueError, TimeoutError) as e:
         raise StudyError(f"no Dask scheduler answers at {address} ({type(e).__name__}); start one with `dask scheduler`, and workers with "

@@ -26,12 +26,12 @@ from .checklist import Site, coverage_text, find_faults, judge_items, read_page,
 from .cohort import data_fingerprint
 from .engine import Engine
 from .external import external_folder, save_external
-from .paths import Paths, only_one, root_paths, save_json, study_files
+from .paths import Paths, root_paths, save_json, study_files
 from .reports import links_table, render
 from .schema import STATISTICS, StudyError
 from .study import Study, noted, prepare, stamp_of, survey
 from .results import TABLES, has_ablation, own_seed, save_statistics, statistics_there
-from .sweep import Summary, code_stamp, page_key, plan, run_folder, run_job, run_missing, run_name, status, sweep_lock, told, train_missing, who_runs
+from .sweep import Summary, code_stamp, page_key, plan, run_folder, run_job, run_missing, run_name, status, sweeping, told, train_missing
 from .tables import page_table, wide_table
 
 # %% ../nbs/96_site.ipynb #fd944f8d
@@ -245,7 +245,7 @@ def save_pages(
 )->list: # pages, the front page first
     "Write the pages of a study from what its runs left behind, without training, and check them"
     paths = root_paths(root)
-    with (nullcontext(engine) if engine else Engine()) as engine, only_one(sweep_lock(study, paths), who_runs(study, paths), wait=False):
+    with (nullcontext(engine) if engine else Engine()) as engine, sweeping(study, paths):
         return _save_pages(study, root, paths, engine, kernel, progress, few)
 
 def _save_pages(study, root, paths, engine, kernel, progress, few):

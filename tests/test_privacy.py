@@ -167,12 +167,12 @@ def fail(p, good, labels, own):
 
 def test_every_command_was_tried(place):
     commands = set(parser()._subparsers._group_actions[0].choices)
-    assert commands - {command for command, _ in place.said.values()} == {"phantom", "models", "recipes", "kernel"}  # they read no image
+    assert commands - {command for command, _ in place.said.values()} == {"phantom", "models", "recipes", "kernel", "cluster"}  # they read no image
 
 
 def test_no_token_leaves_the_private_index(place):
     public = [f for f in place.files() if not place.private(f)]
-    assert {"index.html", "executed.ipynb", "failed.ipynb", "kernel.log", "run.json", "runs.json", "model.keras", "rows.parquet", "recipe.json", "folds.csv",
+    assert {"index.html", "executed.ipynb", "failed.ipynb", "kernel.log", "run.json", "runs.json", "sweep.json", "model.keras", "rows.parquet", "recipe.json", "folds.csv",
             "history.csv", "new.csv", "predictions.parquet"} <= {f.name for f in public}
     assert leaked(place.texts | place.names | {"KNRY"}, *public) == []
 
