@@ -83,7 +83,7 @@ def _plan(table, slots):
     todo = table[table.action != "keep"]
     runs = todo[todo.step == "run"]
     print(table.assign(seconds=table.seconds.map(lambda s: "" if s != s or not s else f"{s:.0f} s")).rename(columns={"seconds": "about"}).to_string(index=False))
-    print(f"\nto do: {len(todo)} of {len(table)} steps, {len(runs)} of them runs; the runs would take about {in_words(runs.seconds.sum(skipna=False)/slots if len(runs) else 0.)} on {slots} slots")
+    print(f"\nto do: {len(todo)} of {len(table)} steps, {len(runs)} of them runs; time of the runs on {slots} slots: {in_words(runs.seconds.sum(skipna=False)/slots if len(runs) else 0.)}")
 
 def _run(a):
     from ich_study.engine import Engine
@@ -115,8 +115,8 @@ def _status(a):
     print(table.to_string(index=False))
     left = guess_seconds(study, table[table.state != "done"].to_dict("records"))
     counts = ", ".join(f"{n} {state}" for state, n in table.state.value_counts().items())
-    print(f"\n{study.name}: {counts}" + (f"; what is not done would take about {in_words(sum(left))} on one slot" if left else ""))
-    if said is not None: print(f"a sweep is at work: process {said.get('pid')} on {said.get('host')} since {said.get('since')}; Dask's dashboard: {said.get('dashboard', 'not started yet')}")
+    print(f"\n{study.name}: {counts}" + (f"; time of what is not done, on one slot: {in_words(sum(left))}" if left else ""))
+    if said is not None: print(f"a sweep is at work: process {said.get('pid')} on {said.get('host')} since {said.get('since')}; Dask's dashboard: {said.get('dashboard', 'not started yet') or 'none'}")
     elif left: print(f"no sweep is at work; `ich-study sweep {a.study}` goes on")
 
 def _cluster(a):

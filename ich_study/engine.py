@@ -70,9 +70,12 @@ def _start_local(places, scratch):
     import dask
     from distributed import Client, Nanny, Scheduler, SpecCluster
     options = lambda s: {**s, "nthreads": 1, "memory_limit": 0, "local_directory": scratch, "host": "127.0.0.1", "silence_logs": logging.CRITICAL, "dashboard": False}
-    with dask.config.set(_CALM):
-        cluster = SpecCluster(workers={s["name"]: {"cls": Nanny, "options": options(s)} for s in slot_list(places)}, silence_logs=logging.CRITICAL,
-                              scheduler={"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}})
+    try:
+        with dask.config.set(_CALM):
+            cluster = SpecCluster(workers={s["name"]: {"cls": Nanny, "options": options(s)} for s in slot_list(places)}, silence_logs=logging.CRITICAL,
+                                  scheduler={"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}})
+    except RuntimeError as e:
+        raise StudyError(f"the slots could not be started ({e}); where a script calls this, it has to be a file, and the call has to stand under `if __name__ == '__main__':`") from e
     return cluster, Client(cluster)
 
 def _reach(address, seconds=10):
@@ -126,9 +129,10 @@ class Engine:
             raise StudyError(f"{len(there)} workers answer at {self._client.scheduler.address}, but none offers a slot; start them with `--nthreads 1 --resources slot=1`")
 
     @property
-    def dashboard(self)->str: # address
+    def dashboard(self)->str: # address; empty: the scheduler shows none
         "Where Dask shows what it does"
         port = self.client.scheduler_info()["services"].get("dashboard")
+        if not port: return ""
         return f"http://127.0.0.1:{port}/status" if self._cluster is not None else self.client.dashboard_link
 
     @contextmanager

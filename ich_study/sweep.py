@@ -254,7 +254,7 @@ class Board:
     def table(self):
         "What is shown"
         from rich.table import Table
-        table = Table(title=self.summary(), caption=f"logs: kernel.log beside each notebook; Dask: {self.where}", title_justify="left", caption_justify="left")
+        table = Table(title=self.summary(), caption=f"logs: kernel.log beside each notebook; Dask's dashboard: {self.where or 'none'}", title_justify="left", caption_justify="left")
         for head in ("running", "for", "log"): table.add_column(head, overflow="fold")
         for i, began in sorted(self.since.items()): table.add_row(self.jobs[i][0], in_words(time.monotonic() - began), str(Path(self.jobs[i][2]).with_name("kernel.log")))
         for i, o in self.ended.items():
