@@ -56,27 +56,34 @@ def cpu_of(*argv, root, watch=None):
 
 
 class Cores(threading.Thread):
-    """How many cores each Jupyter kernel under a process takes, once a second."""
+    """What the processes under a command take, looked at once a second: CPU seconds of each, and the cores and threads of Jupyter kernels."""
 
     def __init__(self):
         super().__init__(daemon=True)
-        self.shares, self.busy, self.most = [], {}, 0
+        self.shares, self.busy, self.most, self.taken = [], {}, 0, {}
 
     def __call__(self, pid): self.process = psutil.Process(pid); self.start()
+
+    def look(self, p, now, last):
+        kind = "kernels" if "ipykernel_launcher" in " ".join(p.cmdline()) else "the command" if p == self.process else "workers"
+        self.taken[p.pid] = (kind, cpu := sum(p.cpu_times()[:2]))
+        if kind != "kernels": return
+        if p.pid in last: self.shares.append((cpu - last[p.pid][1])/(now - last[p.pid][0]))
+        last[p.pid], threads = (now, cpu), p.threads()
+        self.busy[p.pid] = sum(t.user_time + t.system_time > .05*cpu for t in threads)
+        self.most = max(self.most, len(threads))
 
     def run(self):
         last = {}
         while self.process.is_running():
-            try: kernels = [p for p in self.process.children(recursive=True) if "ipykernel_launcher" in " ".join(p.cmdline())]
+            try: family = [self.process, *self.process.children(recursive=True)]
             except psutil.Error: return
-            for p in kernels:
-                try: now, threads = (time.monotonic(), sum(p.cpu_times()[:2])), p.threads()
-                except psutil.Error: continue
-                if p.pid in last: self.shares.append((now[1] - last[p.pid][1])/(now[0] - last[p.pid][0]))
-                last[p.pid] = now
-                self.busy[p.pid] = sum(t.user_time + t.system_time > .05*now[1] for t in threads)
-                self.most = max(self.most, len(threads))
+            for p in family:
+                try: self.look(p, time.monotonic(), last)
+                except psutil.Error: pass
             time.sleep(1)
+
+    def split(self): return ", ".join(f"{kind} {sum(s for k, s in self.taken.values() if k == kind):.0f}" for kind in ("kernels", "workers", "the command"))
 
 
 def parts_of(folder):
@@ -114,18 +121,18 @@ def measure_runs(work, patients, model, rounds):
             spent[slots].append((cpu, wall))
             print(f"{slots} slot{'s' if slots > 1 else ''}, {len(runs)} runs of {model}: {cpu:.0f} CPU s, {wall:.0f} s; training and evaluation {noted:.0f} s, imports {len(runs)*imported:.0f} CPU s: "
                   f"ratio {cpu/(noted + len(runs)*imported):.2f}; outside of training {(cpu - noted)/len(runs):.1f} CPU s per run")
+            print(f"   CPU s: {cores.split()}")
             print(f"   cores taken by a kernel: median {statistics.median(cores.shares):.2f}, 95 % {sorted(cores.shares)[int(.95*len(cores.shares))]:.2f}; "
                   f"threads with more than 5 % of its time: at most {max(cores.busy.values())} of {cores.most}")
             parts = [parts_of(r) for r in runs]
             print("   seconds per run: " + ", ".join(f"{name} {statistics.median(p.get(name, 0) for p in parts):.1f}" for name in ("import", "inputs", "training and evaluation", "page")), flush=True)
     cpu, wall = ([statistics.median(s[i] for s in spent[n]) for n in (1, 2)] for i in (0, 1))
     print(f"two slots against one: CPU {cpu[1]/cpu[0]:.2f}, wall time {wall[1]/wall[0]:.2f}")
-    return root
+    return place
 
 
-def measure_nothing(work, ready, patients, model):
-    """300 runs that are finished: one trained, the others with its tables and their own fingerprints."""
-    cpu_of("sweep", ready/"cost.yml", root=ready)
+def measure_nothing(ready, patients, model):
+    """300 runs that are finished: those of a swept study, the others with their tables and fingerprints of their own."""
     few = load_study(ready/"cost.yml")
     study, paths = study_in(ready, patients, model, range(17, 167)), Paths(ready)
     inputs = prepare(study, ready, progress=False)
@@ -161,7 +168,7 @@ def main():
         work = Path(name)
         measure_scheduling(work)
         ready = measure_runs(work, a.patients, a.model, a.rounds)
-        measure_nothing(work, ready, a.patients, a.model)
+        measure_nothing(ready, a.patients, a.model)
 
 
 if __name__ == "__main__": main()

@@ -116,13 +116,13 @@ def _in_series(known, rows, at):
     others, mask = pad_series([f for _, f in found], 0, n), pad_series([np.ones(len(w)) for w, _ in found], 0, n)
     return [ops.convert_to_tensor(a) for a in (others*(1 - own[..., None]), own, mask)]
 
-def _scorer(fitted, k):
-    "A function of normalised images, and for a series model of what `_in_series` says of them, to their scores"
-    if fitted.unit == "image": return lambda x: fitted.model(x, training=False)["labels"][:, k]
+def _scorer(fitted):
+    "A function of normalised images, of the label that is asked of each, and for a series model of what `_in_series` says of them, to their scores"
+    if fitted.unit == "image": return lambda x, wanted: ops.sum(fitted.model(x, training=False)["labels"]*wanted, -1)
     network, sequence = _network(fitted), fitted.model.get_layer("sequence")
-    def score(x, others, own, mask):
+    def score(x, wanted, others, own, mask):
         seen = others + ops.expand_dims(network(x, training=False), 1)*ops.expand_dims(own, -1)
-        return ops.sum(sequence({"images": seen, "mask": mask}, training=False)["image_labels"][..., k]*own, 1)
+        return ops.sum(sequence({"images": seen, "mask": mask}, training=False)["image_labels"]*ops.expand_dims(own, -1)*ops.expand_dims(wanted, 1), (1, 2))
     return score
 
 # %% ../nbs/83_explain.ipynb #1db9a68a
@@ -139,7 +139,9 @@ def _heat(maps, slopes, size, method, places):
     return np.maximum(total, 0)
 
 def _check_asked(fitted, data, at, label, method, images, places):
-    if label not in LABELS: raise StudyError(f"no label is called {label!r}; there are {', '.join(LABELS)}")
+    asked = [label] if isinstance(label, str) else list(label)
+    if odd := [l for l in asked if l not in LABELS]: raise StudyError(f"no label is called {odd[0]!r}; there are {', '.join(LABELS)}")
+    if not isinstance(label, str) and len(asked) != len(at): raise StudyError(f"one label is wanted, or one for each of {len(at)} images, but {len(asked)} came")
     if method not in METHODS: raise StudyError(f"no way to weigh maps is called {method!r}; there are {', '.join(METHODS)}")
     if at.ndim != 1 or not len(at): raise StudyError(f"positions of images are wanted, one or more, but got an array of shape {at.shape}")
     size = len(data.rows)
@@ -154,7 +156,7 @@ def grad_cam(
     fitted:Fitted,
     data:FoldData,
     at, # (n,) positions of images in the cache
-    label:str="any", # one of LABELS
+    label:str|list="any", # one of LABELS, or one for each image
     method:str="hirescam", # one of METHODS
     images:np.ndarray|None=None, # uint8 (n, size, size, channels) to look at instead of the cached ones at `at`
     places:int=PLACES, # rows and columns of the grid that is read, at least
@@ -162,14 +164,15 @@ def grad_cam(
     "Which places of each image raised the score of a label"
     at = np.asarray(at)
     found, images = _check_asked(fitted, data, at, label, method, images, places), data.cache.images[at] if images is None else images
-    return _grad_cam(fitted, data, at, method, images, places, _reader(_scorer(fitted, LABELS.index(label)), found))
+    return _grad_cam(fitted, data, at, label, method, images, places, _reader(_scorer(fitted), found))
 
-def _grad_cam(fitted, data, at, method, images, places, read):
+def _grad_cam(fitted, data, at, label, method, images, places, read):
+    wanted = np.eye(len(LABELS), dtype=np.float32)[[LABELS.index(l) for l in np.broadcast_to(label, len(at))]]
     known = {} if fitted.unit == "image" else _all_features(fitted, data, at)
     batch, heats, scores = min(len(at), max(4, 2**18//images.shape[1]**2)), [], []
     for i in range(0, len(at), batch):
         part = np.resize(np.arange(len(at))[i:i + batch], batch)  # the last one filled up, so that all have one shape
-        maps, slopes, said = read(ops.convert_to_tensor(fitted.normaliser(images[part])), *(_in_series(known, data.rows, at[part]) if known else ()))
+        maps, slopes, said = read(ops.convert_to_tensor(fitted.normaliser(images[part])), ops.convert_to_tensor(wanted[part]), *(_in_series(known, data.rows, at[part]) if known else ()))
         heats.append(_heat(_plain(maps), _plain(slopes), tuple(images.shape[1:3]), method, places))
         scores.append(_plain([said])[0].astype(float))
     heats = np.concatenate(heats)[:len(at)]
@@ -234,8 +237,8 @@ def heat_shares(
     at = _outlined(data, images, most)
     if not len(at): return pd.DataFrame(columns=list(SHARES))
     rows, parts, seen = data.rows.iloc[at], data.cache.masks[at]/np.float32(255), data.cache.images[at]
-    read = _reader(_scorer(fitted, 0), _check_asked(fitted, data, at, "any", method, None, places))
-    look = lambda images: _grad_cam(fitted, data, at, method, images, places, read)
+    read = _reader(_scorer(fitted), _check_asked(fitted, data, at, "any", method, None, places))
+    look = lambda images: _grad_cam(fitted, data, at, "any", method, images, places, read)
     heats, score = look(seen)
     painted, shuffled = look(_painted(seen, data.cache.masks[at]))[1], []
     for i in range(shuffles):
@@ -307,9 +310,7 @@ def _title(p):
 
 def _heats(fitted, data, at, subtypes, method):
     "One map per pick, each of its own label"
-    found, labels = np.zeros((len(at), *data.cache.images.shape[1:3]), np.float32), np.asarray(subtypes, str)
-    for label in dict.fromkeys(labels): found[labels == label] = grad_cam(fitted, data, at[labels == label], label, method)[0]
-    return found
+    return grad_cam(fitted, data, at, list(subtypes), method)[0] if len(at) else np.zeros((0, *data.cache.images.shape[1:3]), np.float32)
 
 # %% ../nbs/83_explain.ipynb #1cbc12f6
 def draw_maps(
