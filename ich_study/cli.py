@@ -106,6 +106,7 @@ def _sweep(a):
     print(summary)
     return 1 if summary.failed else 0
 
+# %% ../nbs/99_cli.ipynb #1917c5a5
 def _status(a):
     from ich_study.paths import root_paths
     from ich_study.study import load_study

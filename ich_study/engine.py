@@ -86,6 +86,23 @@ def _reach(address, seconds=10):
         raise StudyError(f"no Dask scheduler answers at {address} ({type(e).__name__}); start one with `dask scheduler`, and workers with "
                          f"`dask worker {address} --nthreads 1 --resources slot=1`") from None
 
+# %% ../nbs/38_engine.ipynb #3badfdc6
+def _start(places)->tuple: # client; cluster and scratch folder where they are ours
+    if places.scheduler: return _reach(places.scheduler), None, None
+    if places.cluster:
+        from distributed import Client
+        from ich_study.clusters import load_cluster, start_cluster
+        cluster = start_cluster(load_cluster(places.cluster))
+        return Client(cluster), cluster, None
+    scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    cluster, client = _start_local(places, scratch.name)
+    return client, cluster, scratch
+
+def _check_slots(workers, address):
+    if not workers: print(f"no worker has come to {address} yet; waiting for the first", file=sys.stderr, flush=True)
+    if workers and not any(w["resources"].get("slot") for w in workers.values()):
+        raise StudyError(f"{len(workers)} workers answer at {address}, but none offers a slot; start them with `--nthreads 1 --resources slot=1`")
+
 # %% ../nbs/38_engine.ipynb #3e70959f
 class Engine:
     "Tasks on slots; used in a `with` block"
@@ -105,28 +122,14 @@ class Engine:
     @property
     def client(self):
         "The Dask client, started when it is first asked for"
-        if self._client is not None: return self._client
-        if self.places.scheduler: self._client = _reach(self.places.scheduler)
-        elif self.places.cluster:
-            from distributed import Client
-            from ich_study.clusters import load_cluster, start_cluster
-            self._cluster = start_cluster(load_cluster(self.places.cluster))
-            self._client = Client(self._cluster)
-        else:
-            self._scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-            self._cluster, self._client = _start_local(self.places, self._scratch.name)
-        self._check_slots()
+        if self._client is None:
+            self._client, self._cluster, self._scratch = _start(self.places)
+            _check_slots(self.workers(), self._client.scheduler.address)
         return self._client
 
     def workers(self)->dict: # address -> what the scheduler knows of it
         "The workers there are now"
         return dict(self.client.scheduler_info(n_workers=-1)["workers"])
-
-    def _check_slots(self):
-        there = self.workers()
-        if not there: print(f"no worker has come to {self._client.scheduler.address} yet; waiting for the first", file=sys.stderr, flush=True)
-        if there and not any(w["resources"].get("slot") for w in there.values()):
-            raise StudyError(f"{len(there)} workers answer at {self._client.scheduler.address}, but none offers a slot; start them with `--nthreads 1 --resources slot=1`")
 
     @property
     def dashboard(self)->str: # address; empty: the scheduler shows none
@@ -144,6 +147,7 @@ class Engine:
         with joblib.parallel_config(backend="dask", client=client): yield
 
     def run(self, tasks, watch=None):
+        "(position, result or exception) of each task as it ends"
         return _each(self, list(tasks), watch)
 
 # %% ../nbs/38_engine.ipynb #36802fbc

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedKFold
 
 from .paths import save_csv
 from .schema import LABELS, ROLES, SUBTYPES, StudyError, check_table
@@ -100,6 +99,7 @@ def _merged(stratum:np.ndarray)->np.ndarray:
 
 def _split(stratum:np.ndarray, k:int, seed:int)->list:
     merged = _merged(stratum)
+    from sklearn.model_selection import StratifiedKFold  # half a second to load, for those who deal
     if np.unique(merged, return_counts=True)[1].max() < k: merged = np.full(len(stratum), "all")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class")

@@ -9,8 +9,7 @@ __all__ = ['majority_vote', 'Fleiss', 'fleiss']
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
-from statsmodels.stats.inter_rater import aggregate_raters, fleiss_kappa
+from scipy.special import ndtr
 
 from .estimates import FEW_DEFINED, Estimate, percentiles, undefined
 from .schema import StudyError
@@ -77,6 +76,7 @@ def fleiss(
     level:float=.95, # coverage of the interval, between 0 and 1
 )->Fleiss: # kappa is NaN with a reason where it is not defined
     "Agreement of readers beyond chance (Fleiss 1971), with its parts"
+    from statsmodels.stats.inter_rater import aggregate_raters, fleiss_kappa  # a second to load, which who reads labels without readers need not wait for
     table, _ = _answers(ratings), percentiles((), level)  # which refuses a coverage that is none
     if resamples != int(resamples) or resamples < 1: raise StudyError(f"resamples should be a whole number of 1 or more, not {resamples}")
     said = (~np.isnan(table)).sum(1)
@@ -92,5 +92,5 @@ def fleiss(
     kappa, spread = float(fleiss_kappa(counts)), share*(1 - share)
     z = kappa/np.sqrt(2*(spread.sum()**2 - (spread*(1 - 2*share)).sum())/(pairs*spread.sum()**2))
     low, high, reason = _interval(counts, m, resamples, seed, level)
-    found = Estimate(kappa, low, high, n, _METHOD, reason, float(2*norm.sf(abs(z))))
+    found = Estimate(kappa, low, high, n, _METHOD, reason, float(2*ndtr(-abs(z))))
     return Fleiss(found, float(z), of((specific - share)/(1 - share)), of(specific), agreement, n, m, left)

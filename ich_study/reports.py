@@ -343,6 +343,7 @@ _BODY = """
 {%- block data_text %}<pre>{{ output.data['text/plain'] | e }}</pre>{% endblock -%}
 """
 
+# %% ../nbs/90_reports.ipynb #c3a3c10f
 def _book(notebook):
     "A notebook that may be a file"
     import nbformat

@@ -235,6 +235,7 @@ def _publish(study, inputs, runs, paths, stamps, left_out, links)->Path:
     refuse_unfit(replace(site, pages=site.pages | {"index": read_page(page)}))
     return page
 
+# %% ../nbs/96_site.ipynb #0692617f
 def save_pages(
     study:Study,
     root:str|Path="", # study root

@@ -25,7 +25,6 @@ import pandas as pd
 import yaml
 
 import ich_study
-from .baselines import baseline_tables, pseudo_volumes
 from .cache import Cache, build_cache, cache_folder, load_cache
 from .cohort import data_fingerprint, index_folder, listing_stamp
 from .cq500 import cq500_batches, hash_cq500_reads, load_cq500_reads
@@ -307,6 +306,11 @@ def code_of(
     "What a result depends on besides its data: the text of the modules that compute it"
     return [hashlib.sha256((Path(ich_study.__file__).parent/f"{m}.py").read_bytes()).hexdigest() for m in modules]
 
+def _classical():
+    "The module of the methods without learning; its libraries take seconds to load, and a study that is finished needs none of them"
+    from ich_study import baselines
+    return baselines
+
 def _index_stamp(d:dict, folder:Path, key:bytes)->str:
     "What an index depends on: settings, files, the key of the hashes, code"
     code = code_of(INDEX_CODE) + (code_of(CLASSICAL_CODE) if d.get("pseudo") else [])
@@ -322,7 +326,7 @@ def _index(d:dict, name:str, folder:Path, place:Path, paths:Paths, workers:int, 
     else:
         labels = paths.root/d["labels"] if d.get("labels") else None
         found = lambda: index_dataset(d["kind"], folder, name, labels, **options)
-        make = (lambda: pseudo_volumes(*found(), d["pseudo"], workers, progress)) if d.get("pseudo") else found
+        make = (lambda: _classical().pseudo_volumes(*found(), d["pseudo"], workers, progress)) if d.get("pseudo") else found
     index, series = keep_tables(place, "index", _index_stamp(d, folder, key), make)
     shutil.rmtree(options["parts"], ignore_errors=True)
     return check_table(index, "index"), check_table(series, "series")
@@ -363,7 +367,7 @@ def prepare(
         save_folds(make_folds(series, study.folds, study.seeds[0], study.accept_classes), folds_file)
     folds = _load_folds(folds_file, patients, study)
     caches = _caches(study, index, recipes, size, paths, workers, progress, lost)
-    baselines = keep_tables(place, "baselines", _baseline_stamp(study, index), lambda: baseline_tables(index, series, study.name, workers, progress))
+    baselines = keep_tables(place, "baselines", _baseline_stamp(study, index), lambda: _classical().baseline_tables(index, series, study.name, workers, progress))
     return Inputs(index, series, folds, caches, baselines)
 
 def _baseline_stamp(study, index)->str: return stamp_of(data_fingerprint(index), study.name, code_of(CLASSICAL_CODE))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRAIN', 'QUIET', 'PAGES_ALONE', 'run_folder', 'run_name', 'sweep_lock', 'read_journal', 'at_work', 'quiet_error',
-           'status', 'guess_seconds', 'in_words', 'plan', 'LostKernel', 'Board', 'run_missing', 'code_stamp', 'told',
-           'run_job', 'page_key', 'save_parameters', 'Summary', 'sweeping', 'train_missing']
+           'status', 'guess_seconds', 'in_words', 'plan', 'LostKernel', 'Tally', 'Board', 'run_missing', 'code_stamp',
+           'told', 'run_job', 'page_key', 'save_parameters', 'Summary', 'sweeping', 'train_missing']
 
 # %% ../nbs/92_sweep.ipynb #40752a92
 import hashlib
@@ -200,33 +200,18 @@ def _outcome(got)->Outcome:
     return Outcome("failed", "", 0., 0, f"{type(got).__name__}: {got}".splitlines()[0], "error")
 
 # %% ../nbs/92_sweep.ipynb #582196b4
-class Board:
-    "A live table of a sweep; used in a `with` block"
+class Tally:
+    "What is known of a sweep that goes on"
     def __init__(self,
         jobs:list, # of (label, notebook, out, parameters)
         slots:int, # notebooks at a time
         seconds:list, # guesses, NaN where nothing is known
-        where:str="", # Dask's dashboard
         kept:int=0, # runs that were finished before
-        progress:bool=True, # False: nothing is shown
-    ):
-        from rich.console import Console
-        from rich.live import Live
-        self.jobs, self.slots, self.where, self.kept, self.progress = jobs, slots, where, kept, progress
-        self.seconds, self.ended, self.since, self._looked = list(seconds), {}, {}, 0.
-        self.console = Console(stderr=True)
-        self.live = Live(get_renderable=self.table, console=self.console, refresh_per_second=1) if progress and (self.console.is_terminal or self.console.is_jupyter) else None
-
-    def __enter__(self):
-        if self.live: self.live.start()
-        return self
-
-    def __exit__(self, *_):
-        if self.live: self.live.stop()
+    ): self.jobs, self.slots, self.seconds, self.kept, self.ended, self.since, self._looked = jobs, slots, list(seconds), kept, {}, {}, 0.
 
     def look(self):
         "See which notebooks are being executed; at most once a second"
-        if not self.progress or time.monotonic() - self._looked < 1: return
+        if time.monotonic() - self._looked < 1: return
         self._looked = time.monotonic()
         now = {i for i, job in enumerate(self.jobs) if i not in self.ended and Path(job[2]).with_name("running.json").is_file()}
         self.since = {i: self.since.get(i, self._looked) for i in now}
@@ -235,7 +220,6 @@ class Board:
         "Note that a notebook has ended"
         self.ended[i] = outcome
         self.since.pop(i, None)
-        if self.progress and not self.live: print(f"{self.summary()}; now {self.jobs[i][0]}: {outcome.status}, {outcome.seconds:.0f} s{', ' + outcome.error if outcome.error else ''}", file=sys.stderr, flush=True)
 
     def left(self)->float: # seconds, NaN: not known
         "How long it will take"
@@ -249,16 +233,42 @@ class Board:
         failed = sum(o.status == "failed" for o in self.ended.values())
         return {"done": self.kept + len(self.ended) - failed, "running": len(self.since), "failed": failed, "waiting": len(self.jobs) - len(self.ended) - len(self.since)}
 
-    def summary(self)->str: return ", ".join(f"{n} {state}" for state, n in self.counts().items()) + f", time left {in_words(self.left())}"
+    def __str__(self): return ", ".join(f"{n} {state}" for state, n in self.counts().items()) + f", time left {in_words(self.left())}"
+
+# %% ../nbs/92_sweep.ipynb #30c1dfb0
+class Board:
+    "A live table of a tally; used in a `with` block"
+    def __init__(self,
+        tally:Tally,
+        where:str="", # Dask's dashboard
+        progress:bool=True, # False: nothing is shown
+    ):
+        from rich.console import Console
+        from rich.live import Live
+        self.tally, self.where, self.progress, console = tally, where, progress, Console(stderr=True)
+        self.live = Live(get_renderable=self.table, console=console, refresh_per_second=1) if progress and (console.is_terminal or console.is_jupyter) else None
+
+    def __enter__(self):
+        if self.live: self.live.start()
+        return self
+
+    def __exit__(self, *_):
+        if self.live: self.live.stop()
+
+    def end(self, i, outcome):
+        "Note that a notebook has ended, and say so where there is no table"
+        self.tally.end(i, outcome)
+        if self.progress and not self.live: print(f"{self.tally}; now {self.tally.jobs[i][0]}: {outcome.status}, {outcome.seconds:.0f} s{', ' + outcome.error if outcome.error else ''}", file=sys.stderr, flush=True)
 
     def table(self):
         "What is shown"
         from rich.table import Table
-        table = Table(title=self.summary(), caption=f"logs: kernel.log beside each notebook; Dask's dashboard: {self.where or 'none'}", title_justify="left", caption_justify="left")
+        label, beside = lambda i: self.tally.jobs[i][0], lambda i: str(Path(self.tally.jobs[i][2]).with_name("kernel.log"))
+        table = Table(title=str(self.tally), caption=f"logs: kernel.log beside each notebook; Dask's dashboard: {self.where or 'none'}", title_justify="left", caption_justify="left")
         for head in ("running", "for", "log"): table.add_column(head, overflow="fold")
-        for i, began in sorted(self.since.items()): table.add_row(self.jobs[i][0], in_words(time.monotonic() - began), str(Path(self.jobs[i][2]).with_name("kernel.log")))
-        for i, o in self.ended.items():
-            if o.status == "failed": table.add_row(self.jobs[i][0], "failed", f"{o.cause}: {o.error}")
+        for i, began in sorted(self.tally.since.items()): table.add_row(label(i), in_words(time.monotonic() - began), beside(i))
+        for i, o in self.tally.ended.items():
+            if o.status == "failed": table.add_row(label(i), "failed", f"{o.cause}: {o.error}")
         return table
 
 # %% ../nbs/92_sweep.ipynb #f2526894
@@ -278,24 +288,25 @@ def run_missing(
     if engine.local: check_kernel(kernel)
     tasks = [(_task, (label, str(n), str(o), p, kernel, timeout_s, p.get("threads", engine.places.threads), str(root_paths(root).root)), {}) for label, n, o, p in jobs]
     slots = max(1, len(engine.workers()))
-    with Board(jobs, slots, seconds or [float("nan")]*len(jobs), engine.dashboard, kept, progress) as board:
+    tally = Tally(jobs, slots, seconds or [float("nan")]*len(jobs), kept)
+    with Board(tally, engine.dashboard, progress) as board:
         small = {}
-        for i, got in engine.run(tasks, board.look):
+        for i, got in engine.run(tasks, tally.look):
             outcome = _outcome(got)
             if outcome.cause == "memory": small[i] = outcome; continue
             board.end(i, outcome)
             yield i, outcome
         for i, first in small.items():
-            outcome = _on_bigger(engine, tasks[i], first, board)
+            outcome = _on_bigger(engine, tasks[i], first, tally)
             board.end(i, outcome)
             yield i, outcome
 
-def _on_bigger(engine, task, first, board)->Outcome:
+def _on_bigger(engine, task, first, tally)->Outcome:
     "Once more where there is more memory, if there is such a slot"
     places, needs = bigger_slot(engine, first.peak_gb)
     if places is None and needs is None: return replace(first, error=first.error + "; no slot has much more")
     with (Engine(places) if places else nullcontext(engine)) as other:
-        [(_, got)] = other.run([(*task[:2], needs or {})], board.look)
+        [(_, got)] = other.run([(*task[:2], needs or {})], tally.look)
     return replace(again := _outcome(got), error=again.error + "; that was on the biggest slot" if again.cause == "memory" else again.error)
 
 # %% ../nbs/92_sweep.ipynb #02c2f85e
@@ -400,6 +411,7 @@ def _ready(study, root, engine, progress)->tuple:
     lost = {}
     with engine.processes(): return prepare(study, root, workers=engine.places.slots, progress=progress, lost=lost), lost
 
+# %% ../nbs/92_sweep.ipynb #b79c0955
 def _run_all(study, inputs, todo, paths, engine, kernel, timeout_s, progress, summary, tell):
     "Execute runs, judge each by what it left behind, and keep the journal"
     if not todo: return
