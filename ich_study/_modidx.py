@@ -702,7 +702,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'ich_study.engine.Engine.workers': ('engine.html#engine.workers', 'ich_study/engine.py'),
                                   'ich_study.engine.Places': ('engine.html#places', 'ich_study/engine.py'),
                                   'ich_study.engine.Places.__post_init__': ('engine.html#places.__post_init__', 'ich_study/engine.py'),
-                                  'ich_study.engine._check_slots': ('engine.html#_check_slots', 'ich_study/engine.py'),
+                                  'ich_study.engine._await_first': ('engine.html#_await_first', 'ich_study/engine.py'),
                                   'ich_study.engine._each': ('engine.html#_each', 'ich_study/engine.py'),
                                   'ich_study.engine._reach': ('engine.html#_reach', 'ich_study/engine.py'),
                                   'ich_study.engine._start': ('engine.html#_start', 'ich_study/engine.py'),

@@ -98,10 +98,11 @@ def _start(places)->tuple: # client; cluster and scratch folder where they are o
     cluster, client = _start_local(places, scratch.name)
     return client, cluster, scratch
 
-def _check_slots(workers, address):
-    if not workers: print(f"no worker has come to {address} yet; waiting for the first", file=sys.stderr, flush=True)
-    if workers and not any(w["resources"].get("slot") for w in workers.values()):
-        raise StudyError(f"{len(workers)} workers answer at {address}, but none offers a slot; start them with `--nthreads 1 --resources slot=1`")
+def _await_first(client):
+    "Wait until there is a worker, and say so"
+    if client.scheduler_info()["workers"]: return
+    print(f"no worker has come to {client.scheduler.address} yet; waiting for the first", file=sys.stderr, flush=True)
+    client.wait_for_workers(1)
 
 # %% ../nbs/38_engine.ipynb #3e70959f
 class Engine:
@@ -124,7 +125,6 @@ class Engine:
         "The Dask client, started when it is first asked for"
         if self._client is None:
             self._client, self._cluster, self._scratch = _start(self.places)
-            _check_slots(self.workers(), self._client.scheduler.address)
         return self._client
 
     def workers(self)->dict: # address -> what the scheduler knows of it
@@ -143,7 +143,7 @@ class Engine:
         "Preprocessing inside of this block goes to the workers of a remote engine; on this machine joblib's own processes are faster"
         if self.local: yield; return
         import joblib
-        client = self.client
+        _await_first(client := self.client)
         with joblib.parallel_config(backend="dask", client=client): yield
 
     def run(self, tasks, watch=None):
@@ -155,6 +155,8 @@ def _each(engine, tasks, watch):
     "(position, result or exception) of (function, arguments, further resources) as they end; `watch` is called a few times a second"
     from distributed import as_completed
     client, address = engine.client, engine.client.scheduler.address
+    _await_first(client)
+    if not any(w["resources"].get("slot") for w in engine.workers().values()): raise StudyError(_NO_SLOT.format(address))
     left = {client.submit(f, *arguments, resources={"slot": 1, **needs}, retries=engine.places.retries, pure=False, priority=-i): i
             for i, (f, arguments, needs) in enumerate(tasks)}
     ended = as_completed(list(left))
@@ -172,6 +174,7 @@ def _each(engine, tasks, watch):
     finally:
         if left and client.status == "running": client.cancel(list(left), force=True)
 
+_NO_SLOT = "workers answer at {}, but none offers a slot; start them with `--nthreads 1 --resources slot=1`"
 _LOST = "the Dask scheduler at {} was lost; what is finished is kept: start it again and give the same command"
 
 # %% ../nbs/38_engine.ipynb #ae6bbaf5

@@ -18,6 +18,7 @@ from ich_study import cache as cache_module
 from ich_study.cache import PRIVATE, build_cache, cache_folder, load_cache, verify_cache
 from ich_study.cli import main
 from ich_study.cohort import index_folder, save_index
+from ich_study.engine import Engine, Places
 from ich_study.masks import load_masks
 from ich_study.odd import write_series
 from ich_study.paths import Paths
@@ -396,6 +397,7 @@ def test_dask_workers_make_the_same_bytes(cohort, undisturbed, tmp_path, monkeyp
     monkeypatch.setenv("ICH_STUDY_ROOT", str(tmp_path))
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=str(tmp_path/"dask")) as cluster:
         assert main(["cache", str(cohort[1]), "--recipe", "paper", "--size", str(SIZE), "--verify", "--scheduler", cluster.scheduler_address]) == 0
+        with Engine(Places(scheduler=cluster.scheduler_address)) as engine, pytest.raises(StudyError, match="none offers a slot"): next(engine.run([(int, ("1",), {})]))
     assert f"{len(undisturbed.images)} of them with the bytes they were made with" in capsys.readouterr().out
     assert contents(cache_folder(cohort[0], PAPER, Paths(tmp_path))) == contents(undisturbed)
 
