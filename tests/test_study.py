@@ -268,7 +268,7 @@ def test_new_series_are_predicted(root, tmp_path):
 
 def test_status_reads_from_disk(root):
     said = call("status", "smoke", root=root).stdout
-    assert said.count("done") == 4
+    assert said.count(" done ") == 4 and "smoke: 4 done" in said
     planned = call("run", "smoke", "--dry-run", root=root).stdout
     assert planned.count(" keep") > 10 and "to do: 0 of" in planned, planned
 
