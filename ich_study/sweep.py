@@ -379,7 +379,9 @@ def sweeping(
     "Nobody else works on the runs and pages of a study while the block runs"
     said = _read(paths.runs/study.name/"running.json") or {}
     who = f"process {said.get('pid', '?')} on {said.get('host', '?')} since {said.get('since', '?')}; `ich-study status {study.name}` shows how far it is"
-    with only_one(sweep_lock(study, paths), f"running {study.name} ({who})", wait=False), _note(paths.runs/study.name) as tell: yield tell
+    with only_one(sweep_lock(study, paths), f"running {study.name} ({who})", wait=False), _note(paths.runs/study.name) as tell:
+        for run in list_runs(study): (run_folder(study, run, paths)/"running.json").unlink(missing_ok=True)  # of a sweep that was killed
+        yield tell
 
 # %% ../nbs/92_sweep.ipynb #cff33aaf
 def train_missing(
@@ -415,7 +417,6 @@ def _ready(study, root, engine, progress)->tuple:
 def _run_all(study, inputs, todo, paths, engine, kernel, timeout_s, progress, summary, tell):
     "Execute runs, judge each by what it left behind, and keep the journal"
     if not todo: return
-    for r in todo: (run_folder(study, r, paths)/"running.json").unlink(missing_ok=True)  # of a sweep that was killed
     tell(where=engine.client.scheduler.address, dashboard=engine.dashboard)
     journal = read_journal(study, paths)
     for i, outcome in run_missing([run_job(study, r, paths) for r in todo], engine, kernel, timeout_s, progress, guess_seconds(study, todo, paths.root), summary.kept, paths.root):
