@@ -103,7 +103,7 @@ def test_models_are_listed_without_loading_keras():
 
 
 def test_a_kernel_for_a_backend_that_is_not_there_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr("ich_study.sweep.find_spec", lambda name: None)
+    monkeypatch.setattr("ich_study.engine.find_spec", lambda name: None)
     with pytest.raises(StudyError, match="jax is not installed in this environment"): install_kernel("jax", prefix=str(tmp_path))
 
 
