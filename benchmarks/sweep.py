@@ -43,16 +43,20 @@ def study_in(root, patients, model, seeds):
     return load_study(root/"cost.yml")
 
 
-def cpu_of(*argv, root, watch=None):
-    """(CPU seconds, wall seconds) of one command and all that it started."""
+def cpu_of(*argv, watch=None, **env):
+    """(CPU seconds, wall seconds, what it printed) of one Python command and all that it started."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    child = subprocess.Popen([sys.executable, "-c", "import sys; from ich_study.cli import main; sys.exit(main())", *map(str, argv)], cwd=root,
-                             env=os.environ | {"ICH_STUDY_ROOT": str(root)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen([sys.executable, *map(str, argv)], env=os.environ | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if watch: watch(child.pid)
-    _, err = child.communicate()
+    out, err = child.communicate()
     if child.returncode: sys.exit(f"the command failed: {err[-2000:]}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, time.monotonic() - start
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, time.monotonic() - start, out
+
+
+def sweep(root, *argv, watch=None):
+    """The same of a sweep of the study in a root."""
+    return cpu_of("-c", "import sys; from ich_study.cli import main; sys.exit(main())", "sweep", root/"cost.yml", *argv, watch=watch, ICH_STUDY_ROOT=str(root))
 
 
 class Cores(threading.Thread):
@@ -98,12 +102,7 @@ def parts_of(folder):
 
 def import_cost():
     """CPU seconds of one import of the backend, median of three."""
-    def once():
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-c", "import keras, tensorflow"], check=True, capture_output=True, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"})
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return statistics.median(once() for _ in range(3))
+    return statistics.median(cpu_of("-c", "import keras, tensorflow", TF_CPP_MIN_LOG_LEVEL="2")[0] for _ in range(3))
 
 
 def measure_runs(work, patients, model, rounds):
@@ -115,7 +114,7 @@ def measure_runs(work, patients, model, rounds):
         for slots in (1, 2) if k % 2 == 0 else (2, 1):
             place, cores = work/f"{slots}_{k}", Cores()
             shutil.copytree(root, place)
-            cpu, wall = cpu_of("sweep", place/"cost.yml", "--slots", slots, root=place, watch=cores)
+            cpu, wall, _ = sweep(place, "--slots", slots, watch=cores)
             runs = [run_folder(study, r, Paths(place)) for r in list_runs(study)]
             noted = sum(json.loads((r/"run.json").read_text())["seconds"]["total"] for r in runs)
             spent[slots].append((cpu, wall))
@@ -141,9 +140,8 @@ def measure_nothing(ready, patients, model):
         if (folder/"run.json").is_file(): continue
         shutil.copytree(source, folder)
         save_json(json.loads((source/"run.json").read_text()) | {"fingerprint": run_fingerprint(study, inputs, run)}, folder/"run.json")
-    taken = [cpu_of("sweep", ready/"cost.yml", root=ready) for _ in range(3)]
-    again = subprocess.run([sys.executable, "-c", "import sys; from ich_study.cli import main; sys.exit(main())", "sweep", ready/"cost.yml"], env=os.environ | {"ICH_STUDY_ROOT": str(ready)}, capture_output=True, text=True)
-    if "0 runs finished now, 300 kept" not in again.stdout: sys.exit(f"this was not a sweep without changes: {again.stdout}{again.stderr}")
+    taken = [sweep(ready) for _ in range(3)]
+    if odd := [out for *_, out in taken if "0 runs finished now, 300 kept" not in out]: sys.exit(f"this was not a sweep without changes: {odd[0]}")
     print(f"300 finished runs, nothing to do: {statistics.median(t[1] for t in taken):.1f} s, {statistics.median(t[0] for t in taken):.1f} CPU s for the whole command")
 
 

@@ -289,24 +289,24 @@ def run_missing(
     tasks = [(_task, (label, str(n), str(o), p, kernel, timeout_s, p.get("threads", engine.places.threads), str(root_paths(root).root)), {}) for label, n, o, p in jobs]
     slots = max(1, len(engine.workers()))
     tally = Tally(jobs, slots, seconds or [float("nan")]*len(jobs), kept)
+    small, watch = {}, tally.look if progress else None
     with Board(tally, engine.dashboard, progress) as board:
-        small = {}
-        for i, got in engine.run(tasks, tally.look):
+        for i, got in engine.run(tasks, watch):
             outcome = _outcome(got)
             if outcome.cause == "memory": small[i] = outcome; continue
             board.end(i, outcome)
             yield i, outcome
         for i, first in small.items():
-            outcome = _on_bigger(engine, tasks[i], first, tally)
+            outcome = _on_bigger(engine, tasks[i], first, watch)
             board.end(i, outcome)
             yield i, outcome
 
-def _on_bigger(engine, task, first, tally)->Outcome:
+def _on_bigger(engine, task, first, watch)->Outcome:
     "Once more where there is more memory, if there is such a slot"
     places, needs = bigger_slot(engine, first.peak_gb)
     if places is None and needs is None: return replace(first, error=first.error + "; no slot has much more")
     with (Engine(places) if places else nullcontext(engine)) as other:
-        [(_, got)] = other.run([(*task[:2], needs or {})], tally.look)
+        [(_, got)] = other.run([(*task[:2], needs or {})], watch)
     return replace(again := _outcome(got), error=again.error + "; that was on the biggest slot" if again.cause == "memory" else again.error)
 
 # %% ../nbs/92_sweep.ipynb #02c2f85e
