@@ -11,7 +11,6 @@ from functools import lru_cache
 
 import numpy as np
 import pandas as pd
-from statsmodels.stats.power import TTestPower
 
 from .agreement import measured_rows
 from .comparison import SWAPS, holm, paired_changes, paired_difference, volume_measures
@@ -27,6 +26,7 @@ ENDPOINTS = {"mae_ml": ("mean absolute error", "mL", -1), "bias_ml": ("bias", "m
 # %% ../nbs/82_ablation.ipynb #1158750a
 @lru_cache(maxsize=None)
 def _standardised(n:int, power:float, alpha:float)->float:
+    from statsmodels.stats.power import TTestPower  # loaded by those who ask
     return float(TTestPower().solve_power(nobs=n, alpha=alpha, power=power, alternative="two-sided"))
 
 def detectable_effect(

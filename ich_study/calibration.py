@@ -12,7 +12,6 @@ import warnings
 
 import numpy as np
 import pandas as pd
-import statsmodels.api as sm
 from scipy.optimize import brentq
 from scipy.special import expit, logit
 from scipy.stats import norm
@@ -136,9 +135,12 @@ def _no_line(truth, x):
 
 def _fit_line(truth, x):
     "Intercept and slope, NaN when the fit fails; silent"
+    from statsmodels.genmod.families import Binomial  # loaded by those who fit
+    from statsmodels.genmod.generalized_linear_model import GLM
+    from statsmodels.tools import add_constant
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        model = sm.GLM(truth.astype(float), sm.add_constant(x, has_constant="add"), family=sm.families.Binomial())
+        model = GLM(truth.astype(float), add_constant(x, has_constant="add"), family=Binomial())
         fit = model.fit(tol=1e-10, tol_criterion="params", maxiter=100)
     return fit.params if fit.converged else np.full(2, np.nan)
 

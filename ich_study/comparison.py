@@ -13,8 +13,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy import stats
-from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
 
 from .agreement import measured_rows
 from .areas import paired_auc
@@ -92,6 +90,7 @@ def mcnemar_table(
         if count != int(count) or count < 0: raise StudyError(f"McNemar's test takes counts of 0 or more, not {count}")
     b, c = int(only_first), int(only_second)
     if not b + c: return McNemar(0, 0, 1., np.nan, np.nan)
+    from statsmodels.stats.contingency_tables import mcnemar  # loaded by those who compare
     chi2 = max(abs(b - c) - 1, 0)**2/(b + c)
     return McNemar(b, c, float(mcnemar([[0, b], [c, 0]], exact=True).pvalue), float(chi2), float(stats.chi2.sf(chi2, 1)))
 
@@ -112,7 +111,9 @@ def holm(
     p = np.asarray(p, float)
     known, out = ~np.isnan(p), np.full(len(p), np.nan)
     if ((p[known] < 0) | (p[known] > 1)).any(): raise StudyError(f"p values lie between 0 and 1, but {p[known & ((p < 0) | (p > 1))][0]} came")
-    if known.any(): out[known] = multipletests(p[known], method="holm")[1]
+    if known.any():
+        from statsmodels.stats.multitest import multipletests
+        out[known] = multipletests(p[known], method="holm")[1]
     return out
 
 # %% ../nbs/80_comparison.ipynb #9d5c3946

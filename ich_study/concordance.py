@@ -12,7 +12,6 @@ from numbers import Real
 
 import numpy as np
 import pandas as pd
-import pingouin
 from scipy import stats
 
 from .estimates import Estimate, undefined
@@ -107,6 +106,7 @@ def _limits(one_way, two_way, single, k, n, upper):
 
 def _analysed(ratings):
     "The ICC table of pingouin, unrounded and without its warnings"
+    import pingouin  # a second to load, which only who asks for an ICC waits for
     n, k = ratings.shape
     long = pd.DataFrame({"subject": np.repeat(np.arange(n), k), "rater": np.tile(np.arange(k), n), "rating": ratings.ravel()})
     old = dict(pingouin.options)

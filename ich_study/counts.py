@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
 from scipy.stats import norm
-from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from .estimates import Estimate, statistics_table, undefined
 from .schema import StudyError
@@ -59,6 +58,7 @@ def clopper_pearson(
     hits, n, tail = _whole(hits, "hits"), _whole(n, "n"), _tail(level)
     if hits > n: raise StudyError(f"{hits} of {n} is no proportion; give 0 <= hits <= n")
     if n == 0: return undefined(0, "nothing to count", EXACT)
+    from statsmodels.stats.proportion import proportion_confint  # statsmodels takes long to load, and most who import this module never ask
     low, high = proportion_confint(hits, n, alpha=2*tail, method="beta")
     return Estimate(hits/n, float(low), float(high), n, EXACT)
 
@@ -119,6 +119,7 @@ def likelihood_ratio(
         reason = "" if b else "nothing below the line: the ratio has no upper limit"
         return Estimate(value, _score_low(a, na, b, nb, limit), 1/above if above else math.inf, n, named, reason)
     if not a or not b: return Estimate(value, math.nan, math.nan, n, named, f"no log interval: the count {'above' if b else 'below'} the line is 0")
+    from statsmodels.stats.proportion import confint_proportions_2indep
     low, high = confint_proportions_2indep(a, na, b, nb, method="log", compare="ratio", alpha=2*tail)
     reason = "no variance: both groups are whole; the interval is no interval" if (a, b) == (na, nb) else ""
     return Estimate(value, float(low), float(high), n, named, reason)

@@ -12,7 +12,6 @@ from numbers import Integral
 
 import numpy as np
 import pandas as pd
-import statsmodels.api as sm
 from scipy import stats
 
 from .concordance import FEW_PAIRS, noted, numbers, pairs, tails
@@ -87,7 +86,9 @@ def _line(response, mean, size, level, say):
     if np.ptp(response) <= 1e-12*size:
         level_at = Estimate(*(float(response.mean()),)*3, n, "least squares", say(EQUAL))
         return {"intercept": level_at, "slope": Estimate(0., 0., 0., n, "least squares", say(EQUAL)), "slope_se": 0.}
-    fit = sm.OLS(response/size, sm.add_constant(mean/size, has_constant="add")).fit()
+    from statsmodels.regression.linear_model import OLS  # loaded by those who fit
+    from statsmodels.tools import add_constant
+    fit = OLS(response/size, add_constant(mean/size, has_constant="add")).fit()
     exact = np.abs(fit.resid).max() <= 1e-12
     ends, p = fit.conf_int(1 - level), (np.nan, np.nan) if exact else fit.pvalues
     unit, reason = {"intercept": size, "slope": 1.}, say(ONE_LINE if exact else "")
