@@ -18,13 +18,14 @@ from ich_study.external import (ALL, MAJORITY, MENDED, OTHERS, RAW, batch_parts,
                                 recalibration_lines, save_external, with_series_truth)
 from ich_study.paths import Paths, study_files
 from ich_study.phantom import SCANNERS, patient_numbers
-from ich_study.predictions import load_run, save_run
+from ich_study.predictions import save_run
 from ich_study.reports import execute
 from ich_study.schema import SUBTYPES, StudyError, check_table
 from ich_study.study import check_study, list_runs, load_study, prepare, prepare_external, run_fingerprint
 from ich_study.train import describe_run, fit_model, make_settings, predict_fold, save_fitted
 from ich_study.units import choose_thresholds
 
+pytestmark = pytest.mark.xdist_group("external")  # drawn and trained once
 RUN = dict(analysis="a", model="m", recipe="r", variant="base", seed=17)
 FAR = {"name": "far", "kind": "phantom", "patients": 4, "seed": 91, "scanner": "B", "positive": .5}
 GONE = {"name": "cq500", "kind": "cq500", "folder": "data/cq500"}
@@ -218,7 +219,7 @@ def made(tmp_path_factory):
 
 
 def train(study, inputs, run, root, **changed):
-    data, names = fold_data(inputs.caches["plain"], inputs.folds, run["fold"]), dict(analysis=study.name, variant="base", **run)
+    data, names = fold_data(inputs.caches["plain"], inputs.folds, run["fold"]), dict(analysis=study.name, **run)
     fitted, folder = fit_model(data, make_settings("bhcnet", epochs=1, **changed)), Paths(root).run(study.name, "plain", "bhcnet", fold=run["fold"])
     save_run(folder, *predict_fold(fitted, data, names), fitted.history, describe_run(fitted, data, names, run_fingerprint(study, inputs, run, epochs=1, **changed)), lambda f: save_fitted(fitted, data, f))
     return folder
