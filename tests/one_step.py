@@ -58,6 +58,6 @@ def compare(name, folder, other):
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    for name in model_names(): train_one_step(name, folder)
-    for other in map(Path, sys.argv[2:]):
+    for name in sys.argv[2].split(","): train_one_step(name, folder)
+    for other in map(Path, sys.argv[3:]):
         for name in model_names(): compare(name, folder, other)

@@ -20,6 +20,7 @@ from ich_study.site import page_list
 from ich_study.paths import study_files
 from ich_study.results import _comparison, _statistics, has_ablation, own_seed
 
+pytestmark = pytest.mark.xdist_group("ablation")  # one table for all
 N = 66
 PATIENTS = np.array([f"p{i:02}" for i in range(N)])
 DECLARED = {"endpoint": "mae_ml", "over": "recipe", "of": ["paper", "plain"], "model": "cnn_lstm"}

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from ich_study import train as training
-from ich_study.augment import TISSUE, Ranges, draw_warps, kept_share, volume_factor, warp_images, warp_masks
+from ich_study.augment import TISSUE, Ranges, draw_warps, kept_share, warp_images, warp_masks
 from ich_study.batches import (MISSING, ImageBatches, Normaliser, SeriesBatches, Warp, blood_sd, blood_targets, bucket_series, fit_normaliser, fold_data,
-                               label_targets, padded_length, series_slices, slab_ml, toy_cache, warp_targets)
+                               label_targets, padded_length, slab_ml, toy_cache, warp_targets)
 from ich_study.bleeds import make_patient
 from ich_study.cache import Cache
 from ich_study.render import patient_tables, render

@@ -55,7 +55,7 @@ def contents(cache):
 
 def script(body, root, index, **options):
     """A process that builds the cache with chunks of four images, after `body` has changed something."""
-    head = f"""
+    head = """
         import os, signal, sys, time
         from pathlib import Path
         from ich_study import cache as c

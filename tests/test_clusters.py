@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -16,6 +15,8 @@ import yaml
 from distributed import Client
 from distributed.cli.dask_scheduler import main as dask_scheduler
 from distributed.cli.dask_worker import main as dask_worker
+
+from processes import free_port, until
 
 from ich_study.clusters import bundled_clusters, check_cluster, cost_on_paper, job_script, load_cluster, slot_environment, start_cluster, wall_hours
 from ich_study.schema import StudyError
@@ -32,19 +33,6 @@ def refused(call):
     with pytest.raises(StudyError) as e: call()
     assert "\n" not in str(e.value)
     return str(e.value)
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def until(true, seconds=20):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(.1)
 
 
 @contextmanager

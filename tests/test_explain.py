@@ -19,6 +19,7 @@ from ich_study.train import Fitted, fit_model, make_settings, predict_fold
 from ich_study.units import choose_thresholds
 
 ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.xdist_group("explain")  # one training for all
 RUN = dict(analysis="toy", model="bhcnet", recipe="plain", variant="base", seed=17, fold=0)
 MODELS = ("bhcnet", "hybrid_cnn", "densenet_resnet", "cnn_lstm", "dl_solution", "cnn_ds")
 

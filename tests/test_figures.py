@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ich_study import curves, drawing, figures, plots
+from ich_study import curves, figures, plots
 from ich_study.agreement import band_table
 from ich_study.drawing import COLOURS, MARKERS, STYLES, make_axes, published, show_images
 from ich_study.schema import LABELS, StudyError

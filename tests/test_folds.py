@@ -11,8 +11,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from ich_study.cli import main
 from ich_study.cohort import save_index, series_file
-from ich_study.folds import (check_folds, fold_proof, fold_table, hold_out, load_folds, load_held_out, make_folds, patient_labels, save_folds,
-                             save_held_out, strata)
+from ich_study.folds import (check_folds, fold_proof, fold_table, hold_out, load_folds, load_held_out, make_folds, patient_labels, save_held_out, strata)
 from ich_study.schema import INDEX, LABELS, ROLES, SERIES, SUBTYPES, StudyError, check_table
 
 GOLDEN = Path(__file__).resolve().parents[2]/"shared"/"golden"/"cases.json"

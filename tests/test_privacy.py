@@ -26,6 +26,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hostile import leaked, plant_canaries
+from processes import ROOT, command
+
 from ich_study.bleeds import Scanner
 from ich_study.cli import main, parser
 from ich_study.odd import image_dataset, write_image
@@ -33,7 +35,6 @@ from ich_study.paths import save_csv, save_json
 from ich_study.phantom import write_cohort
 from ich_study.schema import LABELS
 
-ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.xdist_group("privacy")
 VARIANTS = ("", "=cmd|' /C calc'!A0 ", "<script>alert(1)</script>", "+1\n\t@SUM(1)\r\n-")  # before the tokens, for one patient each
 STUDY = """name: {name}
@@ -61,8 +62,7 @@ class Place:
         """Run `ich-study argv`, which must end with this exit code; `apart` in a process of its own, as what loads Keras must."""
         argv = [str(a) for a in argv]
         if apart:
-            done = subprocess.run([sys.executable, "-c", "import sys; from ich_study.cli import main; sys.exit(main())", *argv],
-                                  cwd=self.root, env=self.environment, capture_output=True, text=True, errors="replace")
+            done = subprocess.run(command(*argv), cwd=self.root, env=self.environment, capture_output=True, text=True, errors="replace")
             ended, said = done.returncode, done.stdout + done.stderr
         else: ended, said = self._here(argv)
         assert ended == code, (name, said[-3000:])

@@ -1,5 +1,4 @@
 """What must hold for any legal data, whatever the numbers are; and what must be refused."""
-import warnings
 
 import numpy as np
 import pandas as pd

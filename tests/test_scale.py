@@ -6,7 +6,6 @@ import statistics
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 from unittest import mock
 

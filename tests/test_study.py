@@ -15,22 +15,11 @@ import pandas as pd
 import pydicom
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from processes import ROOT, call, command, environment_of, papermill, until
+
 STUDY = ROOT/"nbs"/"study"
 RUNS = [f"runs/smoke/plain/{m}/base/seed17/fold{f}" for m in ("bhcnet", "cnn_lstm") for f in (0, 1)]
 pytestmark = pytest.mark.xdist_group("study")
-
-
-def call(*argv, root, **env):
-    """One command as a user types it, in a study root of its own."""
-    environment = os.environ | {"ICH_STUDY_ROOT": str(root), "PYTHONPATH": str(ROOT), "COLUMNS": "200"} | env
-    return subprocess.run([sys.executable, "-c", "import sys; from ich_study.cli import main; sys.exit(main())", *map(str, argv)],
-                          cwd=root, env=environment, capture_output=True, text=True)
-
-
-def papermill(*argv, root):
-    environment = os.environ | {"ICH_STUDY_ROOT": str(root), "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"}
-    return subprocess.run([sys.executable, "-m", "papermill", *map(str, argv)], cwd=root, env=environment, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="session")
@@ -156,7 +145,7 @@ def test_check_says_what_is_wrong_and_ends_so(root, tmp_path):
 
 
 def test_a_page_of_ones_own_is_made_and_checked(root, tmp_path):
-    """A copy of a study notebook with a cell changed, beside a copy of the study file."""
+    """A copy of a study notebook with a cell changed, beside a copy of the study file; without it, the page goes."""
     book = nbformat.read(STUDY/"7_claims.ipynb", 4)
     book.cells[0].source = "# My look\n\nMine."
     nbformat.write(book, tmp_path/"my_look.ipynb")
@@ -220,42 +209,33 @@ def test_papermill_by_hand_refuses_a_misspelt_parameter(root, tmp_path):
     assert done.returncode == 1 and "modle" in done.stderr and "fold" in done.stderr and "recipe" in done.stderr
 
 
-def test_a_failed_run_is_named_and_the_others_go_on(root, tmp_path):
-    """One run's notebook meets a cache that is gone; the rest is used."""
-    other = tmp_path/"study.yml"
-    other.write_text((STUDY/"smoke.yml").read_text().replace("name: smoke", "name: half").replace("seed: 5}", "seed: 5, folder: data/smoke}")
-                     .replace("models: [bhcnet, cnn_lstm]", "models: [bhcnet]"))
-    (root/"runs/half/plain/bhcnet/base/seed17").mkdir(parents=True)
-    (root/"runs/half/plain/bhcnet/base/seed17/fold1").mkdir()
-    (root/"runs/half/plain/bhcnet/base/seed17/fold1/model.keras").mkdir()  # a folder where a file must go
-    done = call("run", other, root=root)
-    assert done.returncode == 1 and "1 runs finished now" in done.stdout and "1 failed" in done.stdout
-    assert "failed: bhcnet, fold 1, plain" in done.stdout and "cell " in done.stdout and "model.keras" in done.stdout
-    assert (root/"runs/half/plain/bhcnet/base/seed17/fold1/failed.ipynb").is_file()
-    (root/"runs/half/plain/bhcnet/base/seed17/fold1/model.keras").rmdir()
-    mended = call("run", other, root=root)
-    assert mended.returncode == 0 and "1 runs finished now, 1 kept" in mended.stdout, mended.stdout + mended.stderr
+def shorter(file):
+    """A study of two runs on the data of smoke."""
+    file.write_text((STUDY/"smoke.yml").read_text().replace("name: smoke", "name: cut").replace("seed: 5}", "seed: 5, folder: data/smoke}")
+                    .replace("models: [bhcnet, cnn_lstm]", "models: [bhcnet]"))
+    return file
 
 
-def test_an_interrupted_study_goes_on(root, tmp_path):
-    other = tmp_path/"study.yml"
-    other.write_text((STUDY/"smoke.yml").read_text().replace("name: smoke", "name: cut").replace("seed: 5}", "seed: 5, folder: data/smoke}")
-                     .replace("models: [bhcnet, cnn_lstm]", "models: [bhcnet]"))
-    environment = os.environ | {"ICH_STUDY_ROOT": str(root), "PYTHONPATH": str(ROOT)}
-    started = subprocess.Popen([sys.executable, "-c", "import sys; from ich_study.cli import main; sys.exit(main())", "run", other, "--workers", "1"],
-                               cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+def test_a_failed_run_is_named_and_an_interrupted_sweep_goes_on(root, tmp_path):
+    """A folder stands where the first run must write a file, and the sweep is interrupted while that run is executed again."""
+    other = shorter(tmp_path/"study.yml")
+    first, second = (root/f"runs/cut/plain/bhcnet/base/seed17/fold{f}" for f in (0, 1))
+    (first/"model.keras").mkdir(parents=True)
+    failed = call("sweep", other, root=root)
+    assert failed.returncode == 1 and "1 runs finished now" in failed.stdout and "1 failed" in failed.stdout
+    assert "failed: bhcnet, fold 0, plain" in failed.stdout and "cell " in failed.stdout and "model.keras" in failed.stdout and (first/"failed.ipynb").is_file()
+    (first/"model.keras").rmdir()
+
+    kept = (second/"run.json").stat().st_mtime_ns
+    started = subprocess.Popen(command("sweep", other), cwd=root, env=environment_of(root), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a background shell ignores it
-    first = root/"runs/cut/plain/bhcnet/base/seed17/fold0/run.json"
-    for _ in range(1200):
-        if first.is_file() or started.poll() is not None: break
-        time.sleep(.1)
+    until(lambda: (first/"running.json").is_file() or started.poll() is not None)
     os.killpg(started.pid, signal.SIGINT)
     out, err = started.communicate(timeout=120)
     assert started.returncode == 130 and "goes on from there" in err and "Traceback" not in err, err[-3000:]
-    kept = first.stat().st_mtime_ns
-    again = call("run", other, root=root)
+    again = call("sweep", other, root=root)
     assert again.returncode == 0 and "1 runs finished now, 1 kept" in again.stdout, again.stdout + again.stderr
-    assert first.stat().st_mtime_ns == kept
+    assert (second/"run.json").stat().st_mtime_ns == kept
 
 
 def test_new_series_are_predicted(root, tmp_path):

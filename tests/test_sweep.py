@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -18,12 +17,13 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
+from processes import ROOT, call, command, environment_of, free_port, papermill, until
+
 from ich_study.engine import Engine, Places
 from ich_study.paths import Paths, is_held, save_json
 from ich_study.study import list_runs, load_study, run_fingerprint, survey
 from ich_study.sweep import plan, run_folder, run_missing, status, train_missing
 
-ROOT = Path(__file__).resolve().parent.parent
 STUDY = """name: drill
 dataset: {kind: phantom, patients: 6, seed: 5}
 models: [bhcnet]
@@ -38,9 +38,6 @@ pytestmark = pytest.mark.xdist_group("sweep")
 
 # ---- a study root, and commands in it
 
-def command(*argv): return [sys.executable, "-c", "import sys; from ich_study.cli import main; sys.exit(main())", *map(str, argv)]
-
-
 class Place:
     """A study root with a study of two runs; its first run alone where only one is disturbed."""
 
@@ -50,13 +47,12 @@ class Place:
         self.file.write_text(STUDY + ("" if only is None else f"include: [{{fold: {only}}}]\n"))
         self.study, self.paths = load_study(self.file), Paths(folder)
         self.runs = [run_folder(self.study, r, self.paths) for r in list_runs(self.study)]
-        self.environment = os.environ | {"ICH_STUDY_ROOT": str(folder), "PYTHONPATH": str(ROOT), "COLUMNS": "300"}
 
     def start(self, *argv):
-        return subprocess.Popen(command("sweep", self.file, *argv), cwd=self.root, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(command("sweep", self.file, *argv), cwd=self.root, env=environment_of(self.root), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def call(self, *argv, code=0):
-        done = subprocess.run(command(*argv), cwd=self.root, env=self.environment, capture_output=True, text=True)
+        done = call(*argv, root=self.root)
         assert done.returncode == code, done.stdout + done.stderr[-3000:]
         return done
 
@@ -69,14 +65,6 @@ def ended(process, code):
     out, err = process.communicate(timeout=600)
     assert process.returncode == code and "Traceback" not in err, (process.returncode, out, err[-3000:])
     return out, err
-
-
-def until(true, seconds=300):
-    end = time.monotonic() + seconds
-    while not (got := true()):
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(.05)
-    return got
 
 
 def at_work(run):
@@ -146,47 +134,42 @@ def test_killed_kernels_and_workers_and_a_second_sweep(calm, tmp_path):
     same(place, calm)
 
 
-def test_a_hang_and_a_notebook_that_raises(calm, tmp_path):
-    place = beside(calm, tmp_path/"root", only=1)
-    [run] = place.runs
-    sweep = place.start("--timeout", "15")
-    os.kill(until(lambda: (who := at_work(run)) and kernel_of(who["pid"])).pid, signal.SIGSTOP)
-    out, _ = ended(sweep, 1)
-    assert "cause: time" in out and "it took longer than 15 s and was ended" in out, out
-
-    (run/"history.csv").mkdir(parents=True)
-    out = place.sweep(code=1).stdout
-    assert "cause: error" in out and "history.csv" in out and re.search(r"cell \d+: ", out) and str(run/"failed.ipynb") in out, out
-    journal = (place.root/"runs/drill/sweep.json").read_text()
-    assert str(tmp_path) not in journal and json.loads(journal)["runs"]["drill/plain/bhcnet/base/seed17/fold1"]["cause"] == "error"
-
-    (run/"history.csv").rmdir()
-    assert "1 runs finished now" in place.sweep().stdout
-    same(place, calm)
-
-
 @contextmanager
 def small_disk(folder, megabytes):
-    """A file system of this size, and a way to enlarge it."""
+    """A file system of this size, and a way to enlarge it; None where none may be mounted."""
     folder.mkdir()
     mount = lambda *options: subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "ich_study", str(folder)], capture_output=True)
-    if not shutil.which("mount") or mount(f"size={megabytes}m").returncode: pytest.skip("no file system may be mounted here")
-    try: yield lambda more: mount("remount", f"size={more}m")
-    finally: subprocess.run(["umount", "-l", str(folder)], check=True)
+    if not shutil.which("mount") or mount(f"size={megabytes}m").returncode: yield None
+    else:
+        try: yield lambda more: mount("remount", f"size={more}m")
+        finally: subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk(calm, tmp_path):
+def test_a_hang_a_notebook_that_raises_and_a_full_disk(calm, tmp_path):
+    """One after the other they befall the same run, which then has the tables of one that nothing befell."""
     size = sum(f.stat().st_size for part in ("data", "cache") for f in (calm.root/part).rglob("*") if f.is_file())
-    with small_disk(tmp_path/"disk", round(size*1.02/1e6) + 4) as enlarge:
-        place = beside(calm, tmp_path/"disk", only=0)
-        fill = place.root/"filled"
-        free = shutil.disk_usage(place.root).free
-        fill.write_bytes(bytes(max(0, free - 300_000)))  # a model needs more
+    with small_disk(tmp_path/"root", round(size*1.02/1e6) + 8) as enlarge:
+        place = beside(calm, tmp_path/"root", only=1)
+        [run] = place.runs
+        sweep = place.start("--timeout", "15")
+        os.kill(until(lambda: (who := at_work(run)) and kernel_of(who["pid"])).pid, signal.SIGSTOP)
+        out, _ = ended(sweep, 1)
+        assert "cause: time" in out and "it took longer than 15 s and was ended" in out, out
+
+        (run/"history.csv").mkdir(parents=True)
         out = place.sweep(code=1).stdout
-        assert "1 failed" in out and "cause: disk" in out and "o space left" in out, out
-        assert not (place.runs[0]/"run.json").exists() and not list(place.root.rglob("*.part*"))
-        fill.unlink()
-        enlarge(round(size/1e6) + 60)
+        assert "cause: error" in out and "history.csv" in out and re.search(r"cell \d+: ", out) and str(run/"failed.ipynb") in out, out
+        journal = (place.root/"runs/drill/sweep.json").read_text()
+        assert str(tmp_path) not in journal and json.loads(journal)["runs"]["drill/plain/bhcnet/base/seed17/fold1"]["cause"] == "error"
+        (run/"history.csv").rmdir()
+
+        if enlarge:
+            (place.root/"filled").write_bytes(bytes(max(0, shutil.disk_usage(place.root).free - 300_000)))  # a model needs more
+            out = place.sweep(code=1).stdout
+            assert "1 failed" in out and "cause: disk" in out and "o space left" in out, out
+            assert not (run/"run.json").exists() and not list(place.root.rglob("*.part*"))
+            (place.root/"filled").unlink()
+            enlarge(round(size/1e6) + 60)
         assert "1 runs finished now" in place.sweep().stdout
         same(place, calm)
 
@@ -237,10 +220,7 @@ def images(place, *where):
 
 
 def test_workers_of_a_scheduler_that_is_lost_on_the_way(calm, tmp_path):
-    place, port = beside(calm, tmp_path/"root"), 0
-    with socket.socket() as s:
-        s.bind(("", 0))
-        port = s.getsockname()[1]
+    place, port = beside(calm, tmp_path/"root"), free_port()
     with hosts() as (address, before):
         there = f"tcp://{address}:{port}"
         assert "no Dask scheduler answers at" in place.sweep("--scheduler", there, code=1).stderr
@@ -304,8 +284,7 @@ def test_papermill_takes_the_parameter_files(calm, tmp_path):
     """The notebook of a run that is finished finds it so, and trains nothing."""
     assert "2 files of parameters" in calm.sweep("--parameters", tmp_path/"files").stdout
     given, before = tmp_path/"files"/"bhcnet_plain_base_seed17_fold1.yml", (calm.runs[1]/"run.json").read_bytes()
-    done = subprocess.run([sys.executable, "-m", "papermill", str(ROOT/"nbs"/"study"/"3_train.ipynb"), str(tmp_path/"out.ipynb"), "-f", str(given)],
-                          cwd=calm.root, env=calm.environment, capture_output=True, text=True)
+    done = papermill(ROOT/"nbs"/"study"/"3_train.ipynb", tmp_path/"out.ipynb", "-f", given, root=calm.root)
     assert done.returncode == 0 and (calm.runs[1]/"run.json").read_bytes() == before and set(plan(calm.study, calm.root).action) == {"keep"}, done.stderr[-3000:]
 
 
