@@ -9,12 +9,14 @@ __all__ = ['SPARE', 'BACKENDS', 'total_gb', 'Places', 'slot_list', 'Engine', 'bi
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 from jupyter_client.kernelspec import KernelSpecManager
@@ -70,12 +72,15 @@ def _start_local(places, scratch):
     import dask
     from distributed import Client, Nanny, Scheduler, SpecCluster
     options = lambda s: {**s, "nthreads": 1, "memory_limit": 0, "local_directory": scratch, "host": "127.0.0.1", "silence_logs": logging.CRITICAL, "dashboard": False}
+    resource_tracker.ensure_running()  # Python's own helper, whose start unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         with dask.config.set(_CALM):
             cluster = SpecCluster(workers={s["name"]: {"cls": Nanny, "options": options(s)} for s in slot_list(places)}, silence_logs=logging.CRITICAL,
                                   scheduler={"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}})
     except RuntimeError as e:
         raise StudyError(f"the slots could not be started ({e}); where a script calls this, it has to be a file, and the call has to stand under `if __name__ == '__main__':`") from e
+    finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return cluster, Client(cluster)
 
 def _reach(address, seconds=10):

@@ -425,6 +425,7 @@ def _run_all(study, inputs, todo, paths, engine, kernel, timeout_s, progress, su
             outcome = replace(outcome, status="failed", error="it ended well, but left no run of these inputs behind; were they changed meanwhile?", cause="error")
         (summary.done if outcome.status == "done" else summary.failed).append((todo[i], outcome))
         journal[_key(folder, paths)] = asdict(replace(outcome, error=quiet_error(outcome.error), notebook=Path(outcome.notebook).name))
-        if outcome.status == "done": save_json({"stamp": page_key(folder)}, folder/"page.json")
-        try: save_json({"runs": journal}, paths.runs/study.name/"sweep.json")
+        try:  # a disk that is full costs the notes, and no run
+            if outcome.status == "done": save_json({"stamp": page_key(folder)}, folder/"page.json")
+            save_json({"runs": journal}, paths.runs/study.name/"sweep.json")
         except StudyError as e: print(f"the journal could not be kept: {e}", file=sys.stderr, flush=True)
