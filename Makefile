@@ -11,6 +11,8 @@ export JUPYTER_DATA_DIR := $(CURDIR)/.venv/var/jupyter-data
 export JUPYTER_RUNTIME_DIR := $(CURDIR)/.venv/var/jupyter-runtime
 export DASK_CONFIG := $(CURDIR)/.venv/var/dask
 export UV_CACHE_DIR := $(CURDIR)/.venv/var/uv
+# Modules are compiled once, not anew in each of some hundred processes.
+unexport PYTHONDONTWRITEBYTECODE
 
 define DROP_CHATTER
 import nbformat, pathlib
@@ -31,7 +33,7 @@ help:  ## what can be made
 study: .venv/ready  ## run the main job: synthetic patients to reports/phantom/index.html
 	$(BIN)/ich-study run
 
-test: .venv/ready  ## run all tests, every notebook among them
+test: .venv/ready  ## run all tests, every notebook among them; THOROUGH=1: search longer
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=25
 
 setup: .venv/ready  ## make the environment only

@@ -18,6 +18,8 @@ from pandas.testing import assert_frame_equal
 from pydicom.dataelem import DataElement
 
 import hostile
+from thorough import often
+
 from ich_study.cohort import index_folder
 from ich_study.dicom import LIMITS, PLANE, read_file
 from ich_study.odd import ODD, height_of, image_dataset, put, shows, write_image, write_series
@@ -104,14 +106,15 @@ def test_no_hostile_file_harms_its_reader(tmp_path):
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_no_broken_file_is_a_surprise(seed, tmp_path):
-    """5,000 mutated files of every packing for each of two seeds: a row with a reason or an image of its shape, never an exception."""
-    done = run_apart("hostile.fuzz(Path(sys.argv[1]), 5000, int(sys.argv[2]))", tmp_path, seed)
+    """Mutated files of every packing, 5,000 for each of two seeds where all are asked for: a row with a reason or an image of its shape, never an exception."""
+    many = often(5000)
+    done = run_apart(f"hostile.fuzz(Path(sys.argv[1]), {many}, int(sys.argv[2]))", tmp_path, seed)
     assert done.returncode == 0, f"died at file {(tmp_path/'at').read_text()} of seed {seed}: {done.stderr[-2000:]}"
     said = json.loads(done.stdout.splitlines()[-1])
     print(said)
-    assert said["files"] == 5000 and not said["wrong"]
-    assert said["slowest"][0] < 2 and said["mb"] < 1024
-    assert set(said["rows"]) <= {"used", *REASONS} and len(said["rows"]) > 10 and said["rows"]["used"] > 300  # the faults are of many kinds
+    assert said["files"] == many and not said["wrong"]
+    assert said["slowest"][0] < 5 and said["mb"] < 1024
+    assert set(said["rows"]) <= {"used", *REASONS} and len(said["rows"]) > 10 and said["rows"]["used"] > .06*many  # the faults are of many kinds
 
 
 _AWKWARD = st.sampled_from(["", " ", "0", "-0", "1", "-1", "NaN", "inf", "-inf", "1e400", "1e-400", "5,0", "5.0 mm", "0x10", "1_0", "\0", "1\\2", "1\\2\\3", "\\", "\\\\", "1e5", "-1e5",
@@ -185,13 +188,14 @@ def broken(name, good, rng):
 
 
 def test_no_broken_image_makes_the_volume_wrong_in_silence(tmp_path):
-    """One of twelve images is broken, 400 times: the volume stays within 0.5 %, is missing, or the series is flagged."""
+    """One of twelve images is broken, again and again: the volume stays within 0.5 %, is missing, or the series is flagged."""
     (tmp_path/"s").mkdir()
     files = write_series(tmp_path/"s", POSITIONS)
     true, flags = volume_of(tmp_path/"s")
     assert true == pytest.approx(sum(PIXELS.values())*2.5**2*5/1000) and not flags
     told = Counter()
-    for n in range(400):
+    many = often(400)
+    for n in range(many):
         rng = np.random.default_rng([3, n])
         file = files[int(rng.integers(len(files)))]
         good = file.read_bytes()
@@ -202,7 +206,7 @@ def test_no_broken_image_makes_the_volume_wrong_in_silence(tmp_path):
         assert right or math.isnan(ml) or set(flags) & {"uneven", "incomplete", "missing_image", "missing_images", "doubtful", "conflict", "mixed_planes"}, (n, file.name, ml, flags)
         told["right" if right else "flagged" if ml == ml else "missing"] += 1
     print(told)
-    assert told["right"] > 50 and told["flagged"] > 50 and told["missing"] > 3  # the faults matter, and not all of them
+    assert told["right"] > many/8 and told["flagged"] > many/8 and told["missing"] > many/130  # the faults matter, and not all of them
 
 
 def test_an_image_lost_at_an_end_leaves_the_head_cut_off(tmp_path):

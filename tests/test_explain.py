@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from thorough import THOROUGH
+
 from ich_study.batches import fold_data, fit_normaliser, toy_cache
 from ich_study.explain import METHODS, SHARES, draw_maps, grad_cam, heat_shares, heat_summary, heat_words, reading_layers, shuffled_weights
 from ich_study.gallery import FAILURES, PICKS, failure_words, label_ml, pick_failures, pick_gallery, picks_shown
@@ -147,6 +149,7 @@ print("found" + json.dumps(found))
 """
 
 
+@pytest.mark.skipif(not THOROUGH, reason="a minute of compiling: make test THOROUGH=1")
 def test_jax_gives_the_same_maps(tmp_path):
     pytest.importorskip("jax")
     data = toy()

@@ -7,6 +7,8 @@ from hypothesis import HealthCheck, assume, example, given, settings, strategies
 from hypothesis.extra import numpy as hnp
 from numpy.testing import assert_allclose
 
+from thorough import often
+
 from ich_study.agreement import agreement_table, band_table, volume_errors
 from ich_study.areas import area_covariance, auc_delong, average_precision, fast_auc, paired_auc
 from ich_study.calibration import binary_log_loss, brier, calibration_error, calibration_line, rsna_log_loss
@@ -21,7 +23,7 @@ from ich_study.resampling import cluster_bootstrap, draw_patients, drawn_estimat
 from ich_study.schema import LABELS, StudyError, check_table
 from ich_study.units import choose_thresholds, specificity_threshold, youden_threshold
 
-try_many = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+try_many = settings(max_examples=often(60, 2), deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 try_some = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -123,8 +125,8 @@ def test_weights_are_repeated_rows(rows, data):
     weights = data.draw(hnp.arrays(np.int64, (3, int(code.max()) + 1), elements=st.integers(0, 3)))
     auc, ap = resampled_areas(truth, score, code, weights)
     sums = resampled_sums(score, code, weights)
-    for k, often in enumerate(weights[:, code]):
-        t, s = np.repeat(truth, often), np.repeat(score, often)
+    for k, times in enumerate(weights[:, code]):
+        t, s = np.repeat(truth, times), np.repeat(score, times)
         assert_allclose([auc[k], ap[k], sums[k]], [fast_auc(t, s), average_precision(t, s), s.sum()], atol=1e-12)
 
 

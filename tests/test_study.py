@@ -15,7 +15,7 @@ import pandas as pd
 import pydicom
 import pytest
 
-from processes import ROOT, call, command, environment_of, papermill, until
+from processes import ROOT, call, call_here, command, environment_of, papermill, until
 
 STUDY = ROOT/"nbs"/"study"
 RUNS = [f"runs/smoke/plain/{m}/base/seed17/fold{f}" for m in ("bhcnet", "cnn_lstm") for f in (0, 1)]
@@ -144,22 +144,6 @@ def test_check_says_what_is_wrong_and_ends_so(root, tmp_path):
     one_line(call("check", tmp_path/"none", root=root), "none", "ich-study report")
 
 
-def test_a_page_of_ones_own_is_made_and_checked(root, tmp_path):
-    """A copy of a study notebook with a cell changed, beside a copy of the study file; without it, the page goes."""
-    book = nbformat.read(STUDY/"7_claims.ipynb", 4)
-    book.cells[0].source = "# My look\n\nMine."
-    nbformat.write(book, tmp_path/"my_look.ipynb")
-    mine = tmp_path/"mine.yml"
-    mine.write_text((STUDY/"smoke.yml").read_text() + "pages: [my_look.ipynb]\n")
-    done = call("report", mine, root=root)
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    text = (root/"reports/smoke/my_look.html").read_text()
-    assert "Mine." in text and ">My look</a>" in text and (root/"reports/smoke/tables/my_look.claims.csv").is_file()
-    (tmp_path/"my_look.ipynb").unlink()
-    one_line(call("report", mine, root=root), "my_look.ipynb", "no ")
-    assert call("report", "smoke", root=root).returncode == 0 and not (root/"reports/smoke/my_look.html").exists()
-
-
 def test_help_of_a_notebook_names_types_and_meanings(root):
     said = papermill("--help-notebook", STUDY/"3_train.ipynb", root=root)
     assert said.returncode == 0 and re.search(r"fold: int \(default 0\)\s+fold that is tested", said.stdout), said.stdout
@@ -260,18 +244,18 @@ def one_line(done, *words):
 
 
 def test_bad_folders(root, tmp_path):
-    one_line(call("index", tmp_path/"none", "--out", tmp_path/"i.parquet", root=root), "none")
+    one_line(call_here("index", tmp_path/"none", "--out", tmp_path/"i.parquet", root=root), "none")
     (tmp_path/"empty").mkdir()
-    one_line(call("index", tmp_path/"empty", "--out", tmp_path/"i.parquet", root=root), "empty")
+    one_line(call_here("index", tmp_path/"empty", "--out", tmp_path/"i.parquet", root=root), "empty")
     (tmp_path/"text").mkdir(); (tmp_path/"text"/"a.txt").write_text("hello")
-    one_line(call("index", tmp_path/"text", "--out", tmp_path/"i.parquet", root=root), "not_dicom")
+    one_line(call_here("index", tmp_path/"text", "--out", tmp_path/"i.parquet", root=root), "not_dicom")
 
 
 def test_a_truncated_file_is_a_row_with_its_reason(root, tmp_path):
     shutil.copytree(sorted((root/"data/smoke/dicom").iterdir())[0], tmp_path/"scan")
     victim = sorted((tmp_path/"scan").rglob("*.dcm"))[3]
     victim.write_bytes(victim.read_bytes()[:100_000])
-    done = call("index", tmp_path/"scan", "--out", tmp_path/"i.parquet", root=root)
+    done = call_here("index", tmp_path/"scan", "--out", tmp_path/"i.parquet", root=root)
     assert done.returncode == 0 and "truncated" in done.stdout, done.stdout + done.stderr
     index = pd.read_parquet(tmp_path/"i.parquet")
     assert (index.reason == "truncated").sum() == 1 and (tmp_path/"i.parquet").stat().st_mode & 0o777 == 0o600
@@ -280,9 +264,9 @@ def test_a_truncated_file_is_a_row_with_its_reason(root, tmp_path):
 def test_bad_labels(root, tmp_path):
     scan = sorted((root/"data/smoke/dicom").iterdir())[0]
     (tmp_path/"a.csv").write_text("colour,any\nred,1\n")
-    one_line(call("index", scan, "--labels", tmp_path/"a.csv", "--out", tmp_path/"i.parquet", root=root), "a.csv", "colour")
+    one_line(call_here("index", scan, "--labels", tmp_path/"a.csv", "--out", tmp_path/"i.parquet", root=root), "a.csv", "colour")
     (tmp_path/"b.csv").write_text("series,any,epidural,intraparenchymal,intraventricular,subarachnoid,subdural\n1.2.3.4,1,0,0,0,0,1\n")
-    one_line(call("index", scan, "--labels", tmp_path/"b.csv", "--out", tmp_path/"i.parquet", root=root), "b.csv", "1.2.3.4")
+    one_line(call_here("index", scan, "--labels", tmp_path/"b.csv", "--out", tmp_path/"i.parquet", root=root), "b.csv", "1.2.3.4")
 
 
 def test_bad_study_files(root, tmp_path):
@@ -290,7 +274,7 @@ def test_bad_study_files(root, tmp_path):
     for name, text, words in (("key", good + "recipie: plain\n", ("recipie",)), ("model", good.replace("cnn_lstm]", "cnn_lsmt]"), ("cnn_lsmt",)),
                               ("rare", re.sub(r"accept_classes.*", "", good.replace("folds: 2", "folds: 6")).replace("name: smoke", "name: rare").replace("seed: 5}", "seed: 5, folder: data/smoke}"), ("6 folds",))):
         (tmp_path/f"{name}.yml").write_text(text)
-        one_line(call("run", tmp_path/f"{name}.yml", root=root), *words)
+        one_line(call_here("run", tmp_path/f"{name}.yml", root=root), *words)
 
 
 def test_a_fold_out_of_range_is_refused(root, tmp_path):
@@ -300,9 +284,9 @@ def test_a_fold_out_of_range_is_refused(root, tmp_path):
 
 def test_an_unwritable_place_loses_nothing(root, tmp_path):
     (tmp_path/"file").write_text("")
-    one_line(call("phantom", tmp_path/"file"/"out", "--patients", "1", root=root), "file")
+    one_line(call_here("phantom", tmp_path/"file"/"out", "--patients", "1", root=root), "file")
     scan = sorted((root/"data/smoke/dicom").iterdir())[0]
-    one_line(call("index", scan, "--out", tmp_path/"file"/"i.parquet", root=root), "file")
+    one_line(call_here("index", scan, "--out", tmp_path/"file"/"i.parquet", root=root), "file")
 
 
 def test_a_full_disk_loses_nothing(root, tmp_path):
@@ -319,3 +303,18 @@ def test_help_answers_at_once():
     loaded = subprocess.run([sys.executable, "-X", "importtime", "-c", "from ich_study.cli import main; main(['--help'])"], cwd=ROOT, capture_output=True, text=True)
     assert "run" in loaded.stdout and not re.search(r"\b(pandas|numpy|keras|tensorflow)\b", loaded.stderr)
     assert time.monotonic() - start < 20
+
+
+def test_a_page_of_ones_own_is_made_and_checked(root, tmp_path):
+    """A copy of a study notebook with a cell changed, beside a copy of the study file. The last test, as it leaves the page there."""
+    book = nbformat.read(STUDY/"7_claims.ipynb", 4)
+    book.cells[0].source = "# My look\n\nMine."
+    nbformat.write(book, tmp_path/"my_look.ipynb")
+    mine = tmp_path/"mine.yml"
+    mine.write_text((STUDY/"smoke.yml").read_text() + "pages: [my_look.ipynb]\n")
+    done = call("report", mine, root=root)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    text = (root/"reports/smoke/my_look.html").read_text()
+    assert "Mine." in text and ">My look</a>" in text and (root/"reports/smoke/tables/my_look.claims.csv").is_file()
+    (tmp_path/"my_look.ipynb").unlink()
+    one_line(call_here("report", mine, root=root), "my_look.ipynb", "no ")

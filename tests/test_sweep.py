@@ -17,7 +17,7 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from processes import ROOT, call, command, environment_of, free_port, papermill, until
+from processes import ROOT, call, call_here, command, environment_of, free_port, papermill, until
 
 from ich_study.engine import Engine, Places
 from ich_study.paths import Paths, is_held, save_json
@@ -312,5 +312,5 @@ def test_three_hundred_finished_runs_are_kept(calm, tmp_path):
     (("--gpus", "0", "0"), 1, "different numbers"), (("--cluster", "none.yml"), 1, "none.yml"), (("--kernel", "nix"), 1, "no kernel is called 'nix'")])
 def test_wrong_arguments_are_one_line(tmp_path, argv, code, said):
     place = Place(tmp_path/"root")
-    done = place.sweep(*argv, code=code)
-    assert said in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr and not (place.root/"data").exists(), done.stderr
+    done = call_here("sweep", place.file, *argv, root=place.root)
+    assert done.returncode == code and said in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr and not (place.root/"data").exists(), done.stderr

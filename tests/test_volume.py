@@ -1,4 +1,4 @@
-"""From files with any geometry to millilitres: 200 random series against the exact truth, and what must not matter."""
+"""From files with any geometry to millilitres: random series against the exact truth, and what must not matter."""
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +10,8 @@ from hypothesis import given, settings, strategies as st
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
+from thorough import often
+
 from ich_study.anatomy import to_scanner
 from ich_study.bleeds import Geometry, make_patient, plan
 from ich_study.series import scan_folder
@@ -19,7 +21,7 @@ from ich_study.volume import (BANDS, UNMEASURED, abc2_ml, doubtful_gaps, image_g
                               missing_error_ml, size_band, volume_ml)
 
 ROOT = Path(__file__).resolve().parent.parent
-SERIES, PATIENTS = 200, 16
+SERIES, PATIENTS = often(200, 2), 16
 pytestmark = pytest.mark.xdist_group("volume")
 
 
@@ -208,7 +210,7 @@ def test_every_image_is_read_in_order_and_at_its_place(found):
 
 def test_touching_slabs_give_the_exact_volume(found):
     rows = found[found.layout == "touching"]
-    assert len(rows) > 60 and close(rows.ml, rows.truth).all(), rows[~close(rows.ml, rows.truth)][["ml", "truth"]]
+    assert len(rows) > .3*SERIES and close(rows.ml, rows.truth).all(), rows[~close(rows.ml, rows.truth)][["ml", "truth"]]
 
 
 def test_touching_slabs_give_the_exact_volume_of_each_subtype(found):
@@ -235,7 +237,7 @@ def test_sampling_errors_shrink_with_size(found):
 def test_one_missing_image_is_flagged_with_its_error(found):
     one = pd.DataFrame(found.one.tolist()).assign(full=found.ml, ideal=found.one_ideal, zones=found.layout == "zones")[~found.one_touch]
     even = one[~one.zones]  # where distances change, the rule may count two, or find the gap doubtful
-    assert len(even) > 130 and (even.missing == 1).all() and even.reason.isna().all()
+    assert len(even) > .65*SERIES and (even.missing == 1).all() and even.reason.isna().all()
     assert ((one.missing > 0) | one.doubtful.astype(bool)).all()
     known = one[one.ml.notna()]
     assert len(known) > .95*len(one) and close(known.ml, known.ideal, 1.5).all()  # the images beside the hole count half as much again
