@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from thorough import often
+
 from ich_study import ablation, comparison
 from ich_study.ablation import ablation_table, answer, detectable_effect, effect_lines, found_table, paired_effect
 from ich_study.comparison import compare_table, holm, volume_measures
@@ -50,7 +52,7 @@ SETS = [(m, r, s, k) for m in MODELS for r, s, k in (("plain", 17, 1), ("paper",
 def quick():
     """Tables with fewer draws and swaps: these tests ask what is compared, the simulations how well."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ablation, "paired_effect", partial(paired_effect, resamples=600, swaps=499))
+        patch.setattr(ablation, "paired_effect", partial(paired_effect, resamples=often(600, 2), swaps=499))
         yield
 
 

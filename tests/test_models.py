@@ -28,11 +28,11 @@ def python(*argv, wait=True, **env):
 
 @pytest.mark.xdist_group("backends")
 def test_every_model_trains_a_step_and_answers_alike_on_each_backend(tmp_path):
-    """Where a step takes long to compile, the model of series and the one taught by masks stand for all; all answer."""
+    """On JAX, where a step takes half a minute to compile, one model stands for all in training; all answer."""
     done = []
     for backend in filter(find_spec, ("tensorflow", "torch", "jax")):
         (tmp_path/backend).mkdir()
-        trained = ["cnn_lstm", "cnn_ds"] if backend == "jax" and not THOROUGH else model_names()
+        trained = ["cnn_ds"] if backend == "jax" and not THOROUGH else model_names()
         found = python(ROOT/"tests/one_step.py", tmp_path/backend, ",".join(trained), *done, KERAS_BACKEND=backend, CUDA_VISIBLE_DEVICES="-1", JAX_PLATFORMS="cpu")
         assert found.returncode == 0, found.stderr[-3000:]
         assert found.stdout.count(backend) == len(done)*len(model_names())
