@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from ich_study.heads import compile_model
-from ich_study.models import load_model_spec, model_names
+from ich_study.models import load_model_spec
 from ich_study.weights import load_model, save_model
 
 SIZE = 32
@@ -58,6 +58,6 @@ def compare(name, folder, other):
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    for name in sys.argv[2].split(","): train_one_step(name, folder)
-    for other in map(Path, sys.argv[3:]):
-        for name in model_names(): compare(name, folder, other)
+    for name in filter(None, sys.argv[2].split(",")): train_one_step(name, folder)
+    for other in map(Path, sys.argv[4:]):
+        for name in sys.argv[3].split(","): compare(name, folder, other)

@@ -23,7 +23,7 @@ from ich_study.resampling import cluster_bootstrap, draw_patients, drawn_estimat
 from ich_study.schema import LABELS, StudyError, check_table
 from ich_study.units import choose_thresholds, specificity_threshold, youden_threshold
 
-try_many = settings(max_examples=often(60, 2), deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+try_many = settings(max_examples=often(60), deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 try_some = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 pytestmark = pytest.mark.filterwarnings("error")
 

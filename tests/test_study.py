@@ -183,6 +183,7 @@ def test_same_seed_same_predictions(root, tmp_path):
         pd.testing.assert_frame_equal(a, b, check_exact=True)
 
 
+@pytest.mark.skipif(not THOROUGH, reason="a minute; test_batches trains on several channels: make test THOROUGH=1")
 def test_a_recipe_with_a_mask_channel_trains_to_a_whole_page(root, tmp_path):
     done = papermill(STUDY/"3_train.ipynb", tmp_path/"out.ipynb", "-p", "recipe", "watershed", "-p", "epochs", "1", root=root)
     assert done.returncode == 0, done.stderr[-3000:]
