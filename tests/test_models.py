@@ -55,7 +55,7 @@ np.savez(sys.argv[4], *fitted.model.get_weights(), loss=fitted.history.loss)
 
 
 @pytest.mark.xdist_group("backends")
-@pytest.mark.parametrize("model,schedule,stage", [("cnn_lstm", "plateau", "series"), *([("bhcnet", "plateau", "images"), ("cnn_lstm", "cosine", "images")] if THOROUGH else [])])
+@pytest.mark.parametrize("model,schedule,stage", [("cnn_lstm", "plateau", "series"), *([("bhcnet", "plateau", "images"), ("cnn_lstm", "cosine", "series")] if THOROUGH else [])])
 def test_a_killed_training_ends_with_the_weights_of_one_that_was_not(tmp_path, model, schedule, stage):
     """Killed by SIGKILL as soon as a checkpoint lies there, which is in the middle of the next epoch."""
     args = lambda name: ("-c", TRAIN, model, schedule, tmp_path/name, tmp_path/f"{name}.npz")

@@ -1,4 +1,4 @@
-"""How long tests search: `make test THOROUGH=1` tries all that they were written for, which takes half an hour more."""
+"""How long tests search: `make test THOROUGH=1` tries all that they were written for, which takes much longer."""
 import os
 
 THOROUGH = os.environ.get("THOROUGH") == "1"
